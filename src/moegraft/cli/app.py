@@ -1,0 +1,52 @@
+"""Assembles the subcommands and turns errors that users cause into one line."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+import moegraft
+from moegraft.cli import transfer
+from moegraft.errors import MoegraftError
+
+app = typer.Typer(
+    name="moegraft",
+    help="Compose post-trained Mixture-of-Experts language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+transfer.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"moegraft {moegraft.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Compose post-trained Mixture-of-Experts language models."""
+
+
+def main() -> None:
+    """Run the command line; exit 2 on an error that the user can mend, 130 on Ctrl-C."""
+    errors = Console(stderr=True, soft_wrap=True)
+    try:
+        app()
+    except MoegraftError as error:
+        errors.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("interrupted", highlight=False)
+        sys.exit(130)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,88 @@
+"""Frozen dataclasses from and to strict YAML, and the fingerprint of a recipe."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from moegraft.errors import RecipeError
+
+T = TypeVar("T")
+
+STRICT: Any = {"extra": "forbid"}
+"""Recipes set `__pydantic_config__ = STRICT`, so that a misspelt key is an error."""
+
+
+def load_recipe(path: Path | str, recipe_type: type[T]) -> T:
+    """Read a YAML recipe from `path` into the frozen dataclass `recipe_type`.
+
+    Raises:
+        RecipeError: the file is missing, is no YAML mapping, or does not fit; the message names
+            the file and the dotted path of each offending key.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, Mapping):
+        got = type(content).__name__
+        raise RecipeError(f"{path}: expected a mapping of recipe keys, got {got}")
+    return parse_recipe(content, recipe_type, where=str(path))
+
+
+def parse_recipe(content: Mapping[str, Any], recipe_type: type[T], *, where: str) -> T:
+    """Validate `content` against `recipe_type`; `where` opens every message.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    try:
+        return pydantic.TypeAdapter(recipe_type).validate_python(dict(content))
+    except pydantic.ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(error)}") from None
+
+
+def dump_recipe(recipe: Any) -> str:
+    """The recipe as YAML with every default written out; `load_recipe` reads it back equal."""
+    assert is_dataclass(recipe) and not isinstance(recipe, type)
+    return yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False, allow_unicode=True)
+
+
+def fingerprint(recipe: Any) -> str:
+    """Hex sha256 of the recipe's content; independent of key order and formatting."""
+    assert is_dataclass(recipe) and not isinstance(recipe, type)
+    content = json.dumps(_plain(asdict(recipe)), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = ".".join(str(step) for step in problem["loc"]) or "recipe"
+        if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            lines.append(f"{place}: unknown key")
+            continue
+        message = problem["msg"].removeprefix("Value error, ")
+        got = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+        lines.append(f"{place}: {message}{got}")
+    return "; ".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value

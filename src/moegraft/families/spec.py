@@ -1,0 +1,268 @@
+"""Tensor names to components and back: one canonical key for published, fused and live names.
+
+A model family writes the same numbers under different names: one tensor per expert on disk
+("published"), one 3-D tensor per layer in the live transformers module ("fused"). A `Piece` is
+the smallest unit that either layout can address; its `Key` is the same in both, so a plan over
+keys can read any layout and write any other.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from moegraft.errors import CheckpointError, FamilyError
+
+COMPONENTS = (
+    "embedding",
+    "attention",
+    "qk_norm",
+    "mixer",
+    "router",
+    "experts",
+    "shared_experts",
+    "mlp",
+    "norm",
+    "lm_head",
+    "extra",
+)
+"""Every tensor of every family belongs to exactly one of these."""
+
+LEAVES = (
+    "weight",
+    "bias",
+    "weight_scale_inv",
+    "weight_scale",
+    "weight_scale_2",
+    "input_scale",
+    "weight_packed",
+    "weight_shape",
+)
+"""What `{leaf}` in a template may be: the tensor itself, its bias, and quantisation companions."""
+
+
+class Key(NamedTuple):
+    """The canonical address of a piece, independent of the layout it is stored in."""
+
+    component: str
+    layer: int | None
+    expert: int | None
+    role: str
+
+    def __str__(self) -> str:
+        """E.g. `experts[3] of layer 7: gate.weight`."""
+        expert = "" if self.expert is None else f"[{self.expert}]"
+        layer = "" if self.layer is None else f" of layer {self.layer}"
+        return f"{self.component}{expert}{layer}: {self.role}"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A contiguous run of bytes inside one stored tensor."""
+
+    key: Key
+    shape: tuple[int, ...]
+    offset: int
+    """First byte, counted from the start of the tensor's data."""
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One naming pattern of a family.
+
+    Attributes:
+        template: a tensor name with `{root}`, `{layer}`, `{expert}` and `{leaf}` placeholders;
+            `{any}` matches the rest of a name (only for component `extra`).
+        component: one of `COMPONENTS`.
+        roles: what the tensor holds, in the order in which it is stacked. One role for most
+            tensors; `("gate", "up")` for a fused gate_up projection. `{leaf}` is appended.
+        stacked: the leading axis is the expert axis; the roles then follow each other on the
+            next axis, within each expert.
+    """
+
+    template: str
+    component: str
+    roles: tuple[str, ...]
+    stacked: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.component in COMPONENTS, self.component
+        assert self.roles
+        assert not self.stacked or "{expert}" not in self.template
+
+
+class Place(NamedTuple):
+    """Where one stored tensor belongs."""
+
+    rule: Rule
+    layer: int | None
+    expert: int | None
+    roles: tuple[str, ...]
+
+    @property
+    def component(self) -> str:
+        """The component that owns the whole tensor."""
+        return self.rule.component
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model architecture, as data: naming rules and where its config keeps the sizes."""
+
+    name: str
+    """`model_type` of config.json."""
+    rules: tuple[Rule, ...]
+    roots: tuple[str, ...] = ("model.",)
+    """Alternatives for `{root}`; the first one is the live module's."""
+    architectures: tuple[str, ...] = ()
+    """Class names in config.json's `architectures` that this family covers."""
+    text_config: str | None = None
+    """Key of config.json under which the language model's sizes stand, for multimodal wrappers."""
+    num_layers_key: str = "num_hidden_layers"
+    num_experts_key: str | None = None
+    """None for a dense family."""
+    top_k_key: str | None = "num_experts_per_tok"
+    ffn_key: str = "intermediate_size"
+    """Width of one expert (or of the dense FFN)."""
+    router_module: str | None = None
+    """Live module name template of the router, e.g. `model.layers.{layer}.mlp.gate`."""
+    branching_cache: bool = True
+    """The KV cache can branch, so scoring may share prefixes (false for state-space hybrids)."""
+    aliases: tuple[str, ...] = ()
+    """Other `model_type` values with the same naming (text-only or wrapper configs)."""
+    note: str = ""
+    """One line for the README's table."""
+    _memo: dict[str, Place] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether the family has routed experts."""
+        return self.num_experts_key is not None
+
+    @cached_property
+    def _patterns(self) -> tuple[tuple[re.Pattern[str], Rule], ...]:
+        return tuple((_compile(rule.template, self.roots), rule) for rule in self.rules)
+
+    def place(self, name: str) -> Place:
+        """The place of tensor `name` (published, fused or live).
+
+        Raises:
+            FamilyError: no pattern, or more than one component, fits; the message names the
+                closest known template and the way out.
+        """
+        if name in self._memo:
+            return self._memo[name]
+        found = [(rule, match) for p, rule in self._patterns if (match := p.fullmatch(name))]
+        if not found:
+            raise FamilyError(self._unknown(name))
+        assert len({rule.component for rule, _ in found}) == 1, f"{name} fits several components"
+        rule, match = found[0]
+        place = Place(rule, *_groups(rule, match))
+        self._memo[name] = place
+        return place
+
+    def pieces(self, name: str, shape: Sequence[int], nbytes: int) -> tuple[Piece, ...]:
+        """Cut tensor `name` into its pieces, in storage order.
+
+        A fused expert tensor `[E, R*F, ...]` with R roles gives E x R pieces `[F, ...]`; a tensor
+        of a single expert or layer gives one.
+
+        Raises:
+            CheckpointError: the shape cannot be cut as the rule says.
+            FamilyError: as `place`.
+        """
+        place = self.place(name)
+        if not place.rule.stacked and len(place.roles) == 1:
+            key = Key(place.component, place.layer, place.expert, place.roles[0])
+            return (Piece(key, tuple(shape), 0, nbytes),)
+        return tuple(_cut(name, place, tuple(shape), nbytes))
+
+    def live_name(self, name: str) -> str:
+        """`name` with its root replaced by the live module's (no layout conversion)."""
+        for root in sorted(self.roots, key=len, reverse=True):
+            if root and name.startswith(root):
+                return self.roots[0] + name[len(root) :]
+        return name
+
+    def sizes(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The sub-mapping of config.json that holds the language model's sizes."""
+        if self.text_config and isinstance(config.get(self.text_config), Mapping):
+            return config[self.text_config]
+        return config
+
+    def num_layers(self, config: Mapping[str, Any]) -> int:
+        """Number of decoder layers. Raises CheckpointError when config.json does not say."""
+        return _size(self.sizes(config), self.num_layers_key)
+
+    def num_experts(self, config: Mapping[str, Any]) -> int:
+        """Number of routed experts per layer; 0 for a dense family."""
+        return _size(self.sizes(config), self.num_experts_key) if self.num_experts_key else 0
+
+    def top_k(self, config: Mapping[str, Any]) -> int:
+        """Number of experts that serve one token; 0 for a dense family."""
+        if not (self.num_experts_key and self.top_k_key):
+            return 0
+        return _size(self.sizes(config), self.top_k_key)
+
+    def _unknown(self, name: str) -> str:
+        near = get_close_matches(name, [r.template for r in self.rules], n=1, cutoff=0.3)
+        hint = f"; closest known pattern: {near[0]}" if near else ""
+        return (
+            f"tensor {name!r} fits no pattern of family {self.name!r}{hint}. "
+            "Describe it with --map family.yaml, or keep the host's with --unknown host"
+        )
+
+
+def _compile(template: str, roots: tuple[str, ...]) -> re.Pattern[str]:
+    by_length = sorted(roots, key=len, reverse=True)
+    holes = {
+        "root": "(?:" + "|".join(re.escape(root) for root in by_length) + ")",
+        "layer": r"(?P<layer>0|[1-9]\d*)",
+        "expert": r"(?P<expert>0|[1-9]\d*)",
+        "leaf": "(?P<leaf>" + "|".join(LEAVES) + ")",
+        "any": r"(?P<any>.+)",
+    }
+    literal_and_hole = re.split(r"\{(\w+)\}", template)
+    parts = [re.escape(t) if i % 2 == 0 else holes[t] for i, t in enumerate(literal_and_hole)]
+    return re.compile("".join(parts))
+
+
+def _groups(rule: Rule, match: re.Match[str]) -> tuple[int | None, int | None, tuple[str, ...]]:
+    found = match.groupdict()
+    layer, expert = found.get("layer"), found.get("expert")
+    suffix = "".join("." + found[hole] for hole in ("leaf", "any") if found.get(hole))
+    roles = tuple(role + suffix for role in rule.roles)
+    return (
+        None if layer is None else int(layer),
+        None if expert is None else int(expert),
+        roles,
+    )
+
+
+def _cut(name: str, place: Place, shape: tuple[int, ...], nbytes: int) -> Iterator[Piece]:
+    axis = 1 if place.rule.stacked else 0
+    num_roles = len(place.roles)
+    splits = len(shape) > axis or num_roles == 1
+    if not shape or not splits or (num_roles > 1 and shape[axis] % num_roles):
+        wanted = f"{num_roles} equal runs on axis {axis}" if num_roles > 1 else "an expert axis"
+        raise CheckpointError(f"{name}: shape {list(shape)} cannot be cut, expected {wanted}")
+    num_experts = shape[0] if place.rule.stacked else 1
+    size = nbytes // (num_experts * num_roles) if num_experts else 0
+    inner = list(shape[1:] if place.rule.stacked else shape)
+    if num_roles > 1:
+        inner[0] //= num_roles
+    for expert in range(num_experts):
+        index = expert if place.rule.stacked else place.expert
+        for order, role in enumerate(place.roles):
+            key = Key(place.component, place.layer, index, role)
+            yield Piece(key, tuple(inner), (expert * num_roles + order) * size, size)
+
+
+def _size(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"config.json: {key} must be a positive integer, got {value!r}")
+    return value
