@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow test-floor verify fix clean
+.PHONY: readme setup demo test test-slow test-floor verify fix clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,9 @@ verify: setup
 fix: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+readme: setup
+	$(BIN)/python docs/render_readme.py
 
 clean:
 	rm -rf $(VENV) .venv-floor build dist

@@ -1,0 +1,59 @@
+"""What holds for the project as a whole: floors, pins, and what is not imported."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text().splitlines()
+    pairs = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    return {package.lower().replace("_", "-"): version for package, version in pairs}
+
+
+def _requirements() -> dict[str, str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    found = (re.fullmatch(r"([\w-]+)>=([\d.]+)(,<\d+)?", line) for line in listed)
+    return {m[1].lower().replace("_", "-"): m[2] for m in found if m}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+@pytest.mark.parametrize("package", sorted(_requirements()))
+def test_every_requirement_is_pinned_and_its_floor_is_tested(package):
+    floor = _numbers(_requirements()[package])
+    tested_floor = _numbers(_pins("constraints-min.txt")[package])
+    assert tested_floor[: len(floor)] == floor
+    assert _numbers(_pins("constraints.txt")[package]) >= floor
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["--version"],
+        ["transfer", "--help"],
+        ["sweep", "--help"],
+        ["report", "--help"],
+        ["inspect", "nano:base"],
+    ],
+)
+def test_light_commands_import_neither_torch_nor_transformers(command):
+    script = (
+        "import sys\nfrom moegraft.cli import main\n"
+        f"sys.argv = ['moegraft', *{command!r}]\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'transformers', 'lm_eval', 'matplotlib', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
