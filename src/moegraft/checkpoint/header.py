@@ -1,0 +1,176 @@
+"""The header of one safetensors file, parsed strictly: names, dtypes, shapes and byte positions.
+
+The format is 8 bytes with the header's length, the header as JSON, then the tensors' bytes
+without holes or overlaps. Nothing here decodes a tensor.
+"""
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moegraft.errors import CheckpointError
+
+DTYPE_BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E4M3": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2": 8,
+    "F8_E5M2FNUZ": 8,
+    "F8_E8M0": 8,
+    "U16": 16,
+    "I16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "U32": 32,
+    "I32": 32,
+    "F32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F64": 64,
+    "C64": 64,
+}
+"""Width in bits of every dtype that the format knows."""
+
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+_MAX_AXES = 64
+_FIELDS = {"dtype", "shape", "data_offsets"}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """One stored tensor: where its bytes are."""
+
+    name: str
+    dtype: str
+    """Safetensors dtype name: BF16, F16, F32, F8_E4M3, U8, ..."""
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    """Absolute offset of the first byte in `file`."""
+    nbytes: int
+
+
+def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor. Raises ValueError when its bits do not fill whole bytes."""
+    bits = DTYPE_BITS[dtype]
+    for length in shape:
+        bits *= length
+    if bits % 8:
+        raise ValueError(f"{dtype} in that shape does not fill whole bytes")
+    return bits // 8
+
+
+def read_header(file: Path) -> dict[str, TensorHeader]:
+    """Parse and check the header of `file`; tensors in the order of their bytes.
+
+    Raises:
+        CheckpointError: anything that the format forbids; the message names file and tensor.
+    """
+    raw, size = read_header_bytes(file)
+    if raw[8:9] != b"{":
+        raise CheckpointError(f"{file}: not a safetensors file: its header is no JSON object")
+    try:
+        header = json.loads(raw[8:].decode("utf-8"), object_pairs_hook=_unique)
+    except RecursionError:
+        raise CheckpointError(f"{file}: header nests too deeply to be safetensors") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file}: header is not valid JSON ({error})") from None
+    _check_metadata(file, header.pop("__metadata__", {}))
+    tensors = [_parse(file, name, entry, len(raw)) for name, entry in header.items()]
+    tensors.sort(key=lambda t: (t.start, t.nbytes))
+    _check_packing(file, tensors, len(raw), size)
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def read_header_bytes(file: Path) -> tuple[bytes, int]:
+    """The length field with the header, as they stand in `file`, and the size of the file."""
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            prefix = stream.read(8)
+            if len(prefix) < 8:
+                raise CheckpointError(f"{file}: {size} bytes is too short for safetensors")
+            (length,) = struct.unpack("<Q", prefix)
+            if length > min(size - 8, MAX_HEADER_BYTES):
+                raise CheckpointError(
+                    f"{file}: header claims {length} bytes, but the file has {size}; "
+                    "it is truncated, or no safetensors file"
+                )
+            return prefix + stream.read(length), size
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice")
+    return found
+
+
+def _check_metadata(file: Path, metadata: Any) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{file}: __metadata__ must map strings to strings")
+
+
+def _parse(file: Path, name: str, entry: Any, data_start: int) -> TensorHeader:
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        raise CheckpointError(f"{file}: tensor {name!r} needs dtype, shape and data_offsets only")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise CheckpointError(f"{file}: tensor {name!r} has unknown dtype {_short(dtype)}")
+    if not _naturals(shape) or len(shape) > _MAX_AXES:
+        raise CheckpointError(f"{file}: tensor {name!r} has no valid shape: {_short(shape)}")
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{file}: tensor {name!r} has invalid offsets {_short(offsets)}")
+    if not name.isprintable():
+        raise CheckpointError(f"{file}: tensor name {name!r} holds characters that cannot print")
+    nbytes = offsets[1] - offsets[0]
+    try:
+        expected = tensor_bytes(dtype, tuple(shape))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: tensor {name!r}: {error}") from None
+    if nbytes != expected:
+        raise CheckpointError(
+            f"{file}: tensor {name!r} has {nbytes} bytes, "
+            f"but {dtype} {_short(shape)} takes {_short(expected)}"
+        )
+    return TensorHeader(name, dtype, tuple(shape), file, data_start + offsets[0], nbytes)
+
+
+def _naturals(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in values)
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 80 else "far too many"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check_packing(file: Path, tensors: list[TensorHeader], data_start: int, size: int) -> None:
+    position = data_start
+    for tensor in tensors:
+        if tensor.start != position:
+            what = "overlaps the tensor before it" if tensor.start < position else "follows a hole"
+            raise CheckpointError(f"{file}: tensor {tensor.name!r} {what}")
+        position += tensor.nbytes
+    if position > size:
+        raise CheckpointError(
+            f"{file}: truncated: the header describes {position} bytes, the file has {size}"
+        )
+    if position < size:
+        raise CheckpointError(
+            f"{file}: {size - position} bytes after the last tensor belong to no tensor"
+        )
