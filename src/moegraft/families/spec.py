@@ -6,41 +6,15 @@ the smallest unit that either layout can address; its `Key` is the same in both,
 keys can read any layout and write any other.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from moegraft.errors import CheckpointError, FamilyError
+from moegraft.families.names import COMPONENTS, Matcher, Place, Rule
 
-COMPONENTS = (
-    "embedding",
-    "attention",
-    "qk_norm",
-    "mixer",
-    "router",
-    "experts",
-    "shared_experts",
-    "mlp",
-    "norm",
-    "lm_head",
-    "extra",
-)
-"""Every tensor of every family belongs to exactly one of these."""
-
-LEAVES = (
-    "weight",
-    "bias",
-    "weight_scale_inv",
-    "weight_scale",
-    "weight_scale_2",
-    "input_scale",
-    "weight_packed",
-    "weight_shape",
-)
-"""What `{leaf}` in a template may be: the tensor itself, its bias, and quantisation companions."""
+__all__ = ["COMPONENTS", "Family", "Key", "Piece", "Place", "Rule"]
 
 
 class Key(NamedTuple):
@@ -69,45 +43,6 @@ class Piece:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One naming pattern of a family.
-
-    Attributes:
-        template: a tensor name with `{root}`, `{layer}`, `{expert}` and `{leaf}` placeholders;
-            `{any}` matches the rest of a name (only for component `extra`).
-        component: one of `COMPONENTS`.
-        roles: what the tensor holds, in the order in which it is stacked. One role for most
-            tensors; `("gate", "up")` for a fused gate_up projection. `{leaf}` is appended.
-        stacked: the leading axis is the expert axis; the roles then follow each other on the
-            next axis, within each expert.
-    """
-
-    template: str
-    component: str
-    roles: tuple[str, ...]
-    stacked: bool = False
-
-    def __post_init__(self) -> None:
-        assert self.component in COMPONENTS, self.component
-        assert self.roles
-        assert not self.stacked or "{expert}" not in self.template
-
-
-class Place(NamedTuple):
-    """Where one stored tensor belongs."""
-
-    rule: Rule
-    layer: int | None
-    expert: int | None
-    roles: tuple[str, ...]
-
-    @property
-    def component(self) -> str:
-        """The component that owns the whole tensor."""
-        return self.rule.component
-
-
 @dataclass(frozen=True)
 class Family:
     """A model architecture, as data: naming rules and where its config keeps the sizes."""
@@ -129,13 +64,20 @@ class Family:
     """Width of one expert (or of the dense FFN)."""
     router_module: str | None = None
     """Live module name template of the router, e.g. `model.layers.{layer}.mlp.gate`."""
+    experts_module: str | None = None
+    """Live module name template of the fused experts, e.g. `model.layers.{layer}.mlp.experts`."""
+    extra_layers_key: str | None = None
+    """Where config.json counts the multi-token-prediction layers that follow the last decoder
+    layer under the same names; they are `extra` once the family is bound with `for_config`."""
     branching_cache: bool = True
     """The KV cache can branch, so scoring may share prefixes (false for state-space hybrids)."""
     aliases: tuple[str, ...] = ()
     """Other `model_type` values with the same naming (text-only or wrapper configs)."""
     note: str = ""
     """One line for the README's table."""
-    _memo: dict[str, Place] = field(default_factory=dict, compare=False, repr=False)
+    extra_layers: tuple[int, int] = (0, 0)
+    """First and one past the last layer index that is `extra`; set by `for_config`."""
+    _memo: dict[str, Place] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def is_moe(self) -> bool:
@@ -143,8 +85,8 @@ class Family:
         return self.num_experts_key is not None
 
     @cached_property
-    def _patterns(self) -> tuple[tuple[re.Pattern[str], Rule], ...]:
-        return tuple((_compile(rule.template, self.roots), rule) for rule in self.rules)
+    def _matcher(self) -> Matcher:
+        return Matcher(self.rules, self.roots)
 
     def place(self, name: str) -> Place:
         """The place of tensor `name` (published, fused or live).
@@ -153,16 +95,37 @@ class Family:
             FamilyError: no pattern, or more than one component, fits; the message names the
                 closest known template and the way out.
         """
-        if name in self._memo:
-            return self._memo[name]
-        found = [(rule, match) for p, rule in self._patterns if (match := p.fullmatch(name))]
-        if not found:
-            raise FamilyError(self._unknown(name))
-        assert len({rule.component for rule, _ in found}) == 1, f"{name} fits several components"
-        rule, match = found[0]
-        place = Place(rule, *_groups(rule, match))
-        self._memo[name] = place
-        return place
+        if name not in self._memo:
+            self._memo[name] = self._find(name)
+        return self._memo[name]
+
+    def for_config(self, config: Mapping[str, Any]) -> "Family":
+        """This family as one checkpoint uses it: layers after its last one become `extra`.
+
+        Only families with multi-token-prediction layers (`extra_layers_key`) change; all others
+        return themselves.
+
+        Raises:
+            CheckpointError: config.json does not say how many layers there are.
+        """
+        num_extra = self.sizes(config).get(self.extra_layers_key) if self.extra_layers_key else None
+        if not num_extra:
+            return self
+        assert self.extra_layers_key
+        first = self.num_layers(config)
+        last = first + _size(self.sizes(config), self.extra_layers_key)
+        return replace(self, extra_layers=(first, last))
+
+    def _find(self, name: str) -> Place:
+        places = self._matcher.places(name)
+        if len(places) != 1:
+            raise FamilyError(self._clash(name, places) if places else self._unknown(name))
+        place = places[0]
+        first, last = self.extra_layers
+        if place.layer is None or not first <= place.layer < last or place.component == "extra":
+            return place
+        roles = tuple(f"{place.component}.{role}" for role in place.roles)
+        return place._replace(rule=replace(place.rule, component="extra"), roles=roles)
 
     def pieces(self, name: str, shape: Sequence[int], nbytes: int) -> tuple[Piece, ...]:
         """Cut tensor `name` into its pieces, in storage order.
@@ -208,38 +171,19 @@ class Family:
         return _size(self.sizes(config), self.top_k_key)
 
     def _unknown(self, name: str) -> str:
-        near = get_close_matches(name, [r.template for r in self.rules], n=1, cutoff=0.3)
-        hint = f"; closest known pattern: {near[0]}" if near else ""
+        near = self._matcher.closest_template(self.live_name(name))
+        hint = f"; closest known pattern: {near}" if near else ""
         return (
             f"tensor {name!r} fits no pattern of family {self.name!r}{hint}. "
             "Describe it with --map family.yaml, or keep the host's with --unknown host"
         )
 
-
-def _compile(template: str, roots: tuple[str, ...]) -> re.Pattern[str]:
-    by_length = sorted(roots, key=len, reverse=True)
-    holes = {
-        "root": "(?:" + "|".join(re.escape(root) for root in by_length) + ")",
-        "layer": r"(?P<layer>0|[1-9]\d*)",
-        "expert": r"(?P<expert>0|[1-9]\d*)",
-        "leaf": "(?P<leaf>" + "|".join(LEAVES) + ")",
-        "any": r"(?P<any>.+)",
-    }
-    literal_and_hole = re.split(r"\{(\w+)\}", template)
-    parts = [re.escape(t) if i % 2 == 0 else holes[t] for i, t in enumerate(literal_and_hole)]
-    return re.compile("".join(parts))
-
-
-def _groups(rule: Rule, match: re.Match[str]) -> tuple[int | None, int | None, tuple[str, ...]]:
-    found = match.groupdict()
-    layer, expert = found.get("layer"), found.get("expert")
-    suffix = "".join("." + found[hole] for hole in ("leaf", "any") if found.get(hole))
-    roles = tuple(role + suffix for role in rule.roles)
-    return (
-        None if layer is None else int(layer),
-        None if expert is None else int(expert),
-        roles,
-    )
+    def _clash(self, name: str, places: Sequence[Place]) -> str:
+        claims = ", ".join(f"{place.component} ({place.rule.template})" for place in places)
+        return (
+            f"tensor {name!r} fits several components of family {self.name!r}: {claims}; "
+            "expected one. Make the templates disjoint"
+        )
 
 
 def _cut(name: str, place: Place, shape: tuple[int, ...], nbytes: int) -> Iterator[Piece]:
