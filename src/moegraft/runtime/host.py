@@ -1,0 +1,280 @@
+"""A host model held in memory with its donors: load once, then switch configuration for free."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from moegraft.checkpoint import Checkpoint
+from moegraft.errors import IncompatibleError, RecipeError
+from moegraft.runtime.load import Weights, load_resident, open_source
+from moegraft.runtime.swap import Patch, slots, swapped
+from moegraft.runtime.tokens import (
+    eos_ids,
+    id_maps_differ,
+    load_tokenizer,
+    tokenizer_differences,
+)
+
+HOST = "host"
+"""How a host calls itself where donors are called by name."""
+
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("_name_or_path", "architectures", "model_type", "transformers_version"),
+        *("dtype", "torch_dtype", "use_cache", "return_dict", "torchscript", "tie_word_embeddings"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "num_labels"),
+        *("initializer_range", "attention_dropout", "hidden_dropout", "router_jitter_noise"),
+        *("router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "output_router_logits"),
+        *("output_attentions", "output_hidden_states", "max_position_embeddings"),
+        *("pretraining_tp", "num_nextn_predict_layers", "chunk_size_feed_forward"),
+    }
+)
+"""Config fields that leave the logits of an evaluation alone."""
+
+
+@dataclass
+class Host:
+    """A live host model, its donors' tensors, and what the two need to be compared.
+
+    Build one with `Host.load`. All models are in evaluation mode with `requires_grad` off.
+
+    Attributes:
+        model: the live host.
+        tokenizer: the host's; None when its checkpoint has none.
+        checkpoint: the host's checkpoint.
+        donor_checkpoints: by donor name.
+        eos_ids: every id at which host or a donor stops.
+        tokenizer_differences: one sentence each, empty when all tokenizers agree.
+        id_maps_differ: by donor name, whether ordinary text gets other ids from its tokenizer.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    checkpoint: Checkpoint
+    donor_checkpoints: dict[str, Checkpoint]
+    eos_ids: frozenset[int]
+    tokenizer_differences: list[str]
+    id_maps_differ: dict[str, bool]
+    donor_tokenizers: dict[str, PreTrainedTokenizerBase | None]
+    _donors: Mapping[str, Weights] = field(repr=False)
+    _hashes: dict[str, dict[tuple[str, int | None], str]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        host: str,
+        donors: Mapping[str, str],
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        experts_implementation: str | None = None,
+        memory_budget_bytes: int | None = None,
+    ) -> "Host":
+        """Load `host` and every donor once.
+
+        Tensors that a donor shares with the host bit for bit are held once.
+
+        Args:
+            host: folder, `org/name[@revision]` or `nano:NAME`.
+            donors: checkpoints by the name that recipes use.
+            device: a torch device, or `auto` for CUDA where there is one, else the CPU.
+            dtype: `float32`, `bfloat16`, `float16`, or `auto` for the host's stored dtype.
+            experts_implementation: as in transformers; by default `eager` on the CPU and
+                `grouped_mm` on CUDA, each the fastest there.
+            memory_budget_bytes: what host and donors may take on the device.
+
+        Raises:
+            CheckpointError: a source cannot be opened or loaded.
+            IncompatibleError: a donor differs from the host in family, shape or stored dtype.
+            RecipeError: a donor is called `host`.
+            ResourceError: the budget is too small for any mode.
+        """
+        if HOST in donors:
+            raise RecipeError(f"a donor cannot be called {HOST!r}: that name means the host itself")
+        where = _device(device)
+        implementation = experts_implementation or (
+            "grouped_mm" if where.type == "cuda" else "eager"
+        )
+        checkpoint = open_source(host)
+        opened = {name: open_source(source) for name, source in donors.items()}
+        model, held = load_resident(
+            checkpoint, opened, device=where, dtype=dtype, experts_implementation=implementation
+        )
+        tokenizer = load_tokenizer(checkpoint)
+        tokenizers = {name: load_tokenizer(c) for name, c in opened.items()}
+        stops = [eos_ids(checkpoint, tokenizer)]
+        stops += [eos_ids(c, tokenizers[name]) for name, c in opened.items()]
+        said = [
+            sentence
+            for name, other in tokenizers.items()
+            for sentence in tokenizer_differences((HOST, name), tokenizer, other)
+        ]
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            checkpoint=checkpoint,
+            donor_checkpoints=opened,
+            eos_ids=frozenset().union(*stops),
+            tokenizer_differences=said,
+            id_maps_differ={
+                name: tokenizer is not None
+                and other is not None
+                and id_maps_differ(tokenizer, other)
+                for name, other in tokenizers.items()
+            },
+            donor_tokenizers=tokenizers,
+            _donors=held,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(iter(self._own.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights (of the embedding, where a family mixes dtypes)."""
+        return next(iter(self._own.values())).dtype
+
+    @cached_property
+    def _own(self) -> dict[str, Tensor]:
+        return {name: slot.tensor for name, slot in slots(self.model).items()}
+
+    def parameter(self, live_name: str) -> Tensor:
+        """The host's own tensor, also while something else stands in its place.
+
+        Raises:
+            IncompatibleError: no such tensor.
+        """
+        return _named(self._own, live_name, HOST)
+
+    def parameter_names(self) -> tuple[str, ...]:
+        """Live names of all parameters and persistent buffers, both names of a tied one."""
+        return tuple(self._own)
+
+    def donor_parameter(self, donor: str, live_name: str) -> Tensor:
+        """A donor's tensor in the host's dtype, on the host's device.
+
+        It is the host's own object where both agree bit for bit. Never write into it.
+
+        Raises:
+            IncompatibleError: the donor has no such tensor.
+            RecipeError: no such donor.
+        """
+        return _named(self._held(donor), live_name, donor)
+
+    def donor_config(self, donor: str) -> Mapping[str, Any]:
+        """config.json of `donor`. Raises RecipeError when there is no such donor."""
+        self._held(donor)
+        return self.donor_checkpoints[donor].config
+
+    @contextmanager
+    def with_patches(self, patches: Sequence[Patch]) -> Iterator[PreTrainedModel]:
+        """Run a block with `patches` applied to `model`; see `runtime.swapped`."""
+        with swapped(self.model, patches):
+            yield self.model
+
+    def donor_patches(self, donor: str) -> list[Patch]:
+        """Patches that turn the live host into `donor` itself: bit-identical logits.
+
+        Raises:
+            IncompatibleError: the two configs differ where weights cannot make up for it.
+            RecipeError: no such donor.
+        """
+        obstacles = self.donor_obstacles(donor)
+        if obstacles:
+            raise IncompatibleError(
+                f"donor {donor!r} cannot run inside the host: {'; '.join(obstacles)}; "
+                "evaluate it as a host of its own"
+            )
+        return [Patch(name, self.donor_parameter(donor, name)) for name in self.parameter_names()]
+
+    def donor_obstacles(self, donor: str) -> list[str]:
+        """Config fields in which `donor` computes differently from the host, one phrase each.
+
+        Transfers of single components stay possible: they run under the host's config.
+        """
+        self._held(donor)
+        ours, theirs = _parsed(self.checkpoint), _parsed(self.donor_checkpoints[donor])
+        found = [
+            f"{key} is {ours.get(key)!r} in the host and {theirs.get(key)!r} in the donor"
+            for key in sorted(ours.keys() | theirs.keys())
+            if key.rpartition(".")[2] not in _WITHOUT_EFFECT and ours.get(key) != theirs.get(key)
+        ]
+        tied = [name for name in self._own if name not in self._held(donor)]
+        if tied:
+            found.append(f"the donor lacks {len(tied)} tensors, {tied[0]} among them")
+        return found
+
+    def component_hashes(self, source: str) -> dict[tuple[str, int | None], str]:
+        """sha256 of the live bytes of each component in each layer, computed once.
+
+        Independent of device, memory mode and layout on disk; a dtype given at load is part of it.
+
+        Args:
+            source: `host` or a donor's name.
+
+        Returns:
+            Hex digests by (component, layer); layer is None for tensors outside the layers.
+
+        Raises:
+            RecipeError: no such donor.
+        """
+        if source not in self._hashes:
+            held = self._own if source == HOST else self._held(source)
+            self._hashes[source] = _component_hashes(self.checkpoint, held)
+        return self._hashes[source]
+
+    def _held(self, donor: str) -> Weights:
+        if donor not in self._donors:
+            known = ", ".join(map(repr, self._donors)) or "none"
+            raise RecipeError(f"no donor is called {donor!r}; the host was loaded with {known}")
+        return self._donors[donor]
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _named(held: Mapping[str, Tensor], name: str, owner: str) -> Tensor:
+    if name not in held:
+        raise IncompatibleError(f"{owner} has no tensor {name!r} (live names, as in state_dict())")
+    return held[name]
+
+
+def _parsed(checkpoint: Checkpoint) -> dict[str, Any]:
+    """config.json as transformers reads it (defaults filled in), nested keys dotted."""
+    config = AutoConfig.from_pretrained(str(checkpoint.path), trust_remote_code=False)
+    flat: dict[str, Any] = {}
+
+    def flatten(prefix: str, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                flatten(f"{prefix}{key}.", value)
+            else:
+                flat[prefix + key] = value
+
+    flatten("", config.to_dict())
+    return flat
+
+
+def _component_hashes(
+    checkpoint: Checkpoint, held: Mapping[str, Tensor]
+) -> dict[tuple[str, int | None], str]:
+    digests: dict[tuple[str, int | None], Any] = {}
+    for name in sorted(held):
+        place = checkpoint.family.place(name)
+        digest = digests.setdefault((place.component, place.layer), sha256())
+        tensor = held[name].detach()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return {key: digest.hexdigest() for key, digest in digests.items()}
