@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds: config.json, the shards and the index, checked against each other."""
+"""What a checkpoint folder holds: config.json, shards and index, checked against each other."""
 
 import json
 from collections.abc import Mapping

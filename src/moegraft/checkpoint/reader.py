@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from moegraft import families
 from moegraft.checkpoint.audit import check_complete
 from moegraft.checkpoint.folder import (
     CONFIG,
@@ -28,7 +27,7 @@ from moegraft.checkpoint.folder import (
 from moegraft.checkpoint.header import TensorHeader, read_header_bytes
 from moegraft.checkpoint.tensors import StoredPiece, hash_bytes, load_tensor, read_array, read_bytes
 from moegraft.errors import CheckpointError, FamilyError
-from moegraft.families import Family, Key
+from moegraft.families import Family, Key, Place, find_family
 
 __all__ = [
     "Checkpoint",
@@ -137,7 +136,7 @@ class Checkpoint:
         return {name: hash_bytes(tensor) for name, tensor in self.tensors.items()}
 
     @cached_property
-    def _places(self) -> dict[str, families.Place]:
+    def _places(self) -> dict[str, Place]:
         unknown = set(self.unknown)
         return {name: self.family.place(name) for name in self.tensors if name not in unknown}
 
@@ -179,23 +178,12 @@ def open_checkpoint(
     """
     path, revision = _locate(str(source))
     config = read_json(path / CONFIG)
-    family = _find_family(config, family_map)
+    family = find_family(config, family_map)
     tensors = read_tensors(path)
     names = tuple(name for name in tensors if not _known(family, name)) if unknown == "host" else ()
     checkpoint = Checkpoint(str(source), path, config, family, tensors, revision, names)
     check_complete(checkpoint.source, checkpoint.pieces(), family, config)
     return checkpoint
-
-
-def _find_family(config: Mapping[str, Any], family_map: Path | None) -> Family:
-    if hasattr(families, "find_family"):
-        return families.find_family(config, family_map)
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in families.FAMILIES:
-        raise FamilyError(
-            f"model type {model_type!r} is not supported; describe it with --map family.yaml"
-        )
-    return families.FAMILIES[model_type]
 
 
 def _known(family: Family, name: str) -> bool:
@@ -230,14 +218,18 @@ def _packaged(name: str) -> Path:
 
 
 def _fetch(source: str, repo: str, revision: str | None) -> tuple[Path, str]:
-    from huggingface_hub.errors import EntryNotFoundError, HTTPError
+    from huggingface_hub import errors
 
+    refusals = tuple(
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    )
     try:
         folder = _snapshot(repo, revision, _SMALL_FILES)
-        _snapshot(
-            repo, folder.name, index_files(folder) if (folder / INDEX).exists() else (SINGLE,)
-        )
-    except (OSError, ValueError, HTTPError, EntryNotFoundError) as error:
+        shards = index_files(folder) if (folder / INDEX).exists() else (SINGLE,)
+        _snapshot(repo, folder.name, shards)
+    except (OSError, ValueError, *refusals) as error:
         if isinstance(error, CheckpointError):
             raise
         why = " ".join(str(error).split())[:300]
