@@ -206,7 +206,7 @@ class Host:
         found = [
             f"{key} is {ours.get(key)!r} in the host and {theirs.get(key)!r} in the donor"
             for key in sorted(ours.keys() | theirs.keys())
-            if key.rpartition(".")[2] not in _WITHOUT_EFFECT and ours.get(key) != theirs.get(key)
+            if ours.get(key) != theirs.get(key)
         ]
         tied = [name for name in self._own if name not in self._held(donor)]
         if tied:
@@ -252,16 +252,18 @@ def _named(held: Mapping[str, Tensor], name: str, owner: str) -> Tensor:
 
 
 def _parsed(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json as transformers reads it (defaults filled in), nested keys dotted."""
+    """config.json as transformers reads it (defaults filled in), without what has no effect; nested keys dotted."""
     config = AutoConfig.from_pretrained(str(checkpoint.path), trust_remote_code=False)
     flat: dict[str, Any] = {}
 
-    def flatten(prefix: str, values: Mapping[str, Any]) -> None:
+    def flatten(prefix: str, values: Mapping[Any, Any]) -> None:
         for key, value in values.items():
+            if key in _WITHOUT_EFFECT:
+                continue
             if isinstance(value, Mapping):
                 flatten(f"{prefix}{key}.", value)
             else:
-                flat[prefix + key] = value
+                flat[f"{prefix}{key}"] = value
 
     flatten("", config.to_dict())
     return flat
