@@ -9,6 +9,7 @@ that no two processes ever append to one file (network file systems do not order
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,8 @@ KINDS = ("items", "confirm", "control")
 """Folders of a run: the sweep, its confirmation on full sets, the A/A control of the host."""
 
 Row = dict[str, Any]
+
+_SECONDS_BETWEEN_FLUSHES = 5.0
 
 
 def cell_path(run_dir: Path, configuration: str, condition: str, kind: str = "items") -> Path:
@@ -137,7 +140,8 @@ class ItemLog:
     """An append-only file of rows with exactly one writer; use it as a context manager.
 
     Opening cuts a torn last line off. Each row is one `write` of a whole line, so that a kill of
-    the process tears at most the last one; `sync` flushes to disk against a loss of power.
+    the process tears at most the last one; every few seconds, and on closing, the file is flushed
+    to disk against a loss of power.
     """
 
     def __init__(self, path: Path) -> None:
@@ -147,6 +151,7 @@ class ItemLog:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             raise OutputError(f"{path}: cannot be opened: {error.strerror or error}") from None
+        self._flushed = time.monotonic()
         os.ftruncate(self._file, _whole_lines(path.read_bytes()))
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -159,17 +164,18 @@ class ItemLog:
         try:
             while line:
                 line = line[os.write(self._file, line) :]
+            if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
+                os.fsync(self._file)
+                self._flushed = time.monotonic()
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from None
 
-    def sync(self) -> None:
-        """Flush to disk."""
-        os.fsync(self._file)
-
     def close(self) -> None:
         """Flush to disk and close."""
-        self.sync()
-        os.close(self._file)
+        try:
+            os.fsync(self._file)
+        finally:
+            os.close(self._file)
 
     def __enter__(self) -> "ItemLog":
         return self
