@@ -81,11 +81,12 @@ def coalesce(sources: Iterable[Source]) -> list[Run]:
     return runs
 
 
-def best_phase(runs: Iterable[Run]) -> int:
+def best_phase(runs: Iterable[Run]) -> int | None:
     """Where the data section should start, modulo the block size, to share the most bytes.
 
     A run keeps its phase if the data section starts at (its start - its offset); the bytes vote.
-    Only multiples of 8 stand for election, so that tensors stay aligned.
+    Only multiples of 8 stand for election, so that tensors stay aligned. None if
+    nothing is to be shared.
     """
     votes: dict[int, int] = {}
     for run in runs:
@@ -93,7 +94,7 @@ def best_phase(runs: Iterable[Run]) -> int:
             phase = (run.source.start - run.offset) % BLOCK_BYTES
             if phase % 8 == 0:
                 votes[phase] = votes.get(phase, 0) + run.source.nbytes
-    return max(votes, key=lambda phase: votes[phase], default=0)
+    return max(votes, key=lambda phase: votes[phase], default=None)
 
 
 def write_runs(

@@ -198,7 +198,7 @@ def _aligned(entries: Sequence[Entry]) -> Sequence[Entry]:
     return entries
 
 
-def _header(entries: Iterable[Entry], metadata: Mapping[str, str], phase: int) -> bytes:
+def _header(entries: Iterable[Entry], metadata: Mapping[str, str], phase: int | None) -> bytes:
     described: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for entry in entries:
@@ -210,7 +210,10 @@ def _header(entries: Iterable[Entry], metadata: Mapping[str, str], phase: int) -
         }
         offset += entry.nbytes
     text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * ((phase - 8 - len(text)) % BLOCK_BYTES)
+    if phase is None:
+        text += b" " * (-len(text) % 8)
+    else:
+        text += b" " * ((phase - 8 - len(text)) % BLOCK_BYTES)
     if len(text) > MAX_HEADER_BYTES:
         raise OutputError(f"{len(text)} bytes of header exceed the format's {MAX_HEADER_BYTES}")
     return struct.pack("<Q", len(text)) + text
