@@ -111,12 +111,11 @@ class Matcher:
 
     def closest_template(self, name: str) -> str | None:
         """The template that looks most like `name` once numbers are left out of account."""
-        by_example: dict[str, str] = {}
-        for rule in self.rules:
-            shown = rule.template.replace("{root}", self.roots[0])
-            by_example.setdefault(_NUMBER.sub(".#", _example(shown)), shown)
-        near = get_close_matches(_NUMBER.sub(".#", name), by_example, n=1, cutoff=0.6)
-        return by_example[near[0]] if near else None
+        example = _NUMBER.sub(".#", name)
+        if example not in self._closest:
+            near = get_close_matches(example, self._shown, n=1, cutoff=0.6)
+            self._closest[example] = self._shown[near[0]] if near else None
+        return self._closest[example]
 
     def _scan(self, name: str, shape: tuple[str, ...]) -> tuple[Place, ...]:
         found = [(rule, match) for p, rule in self._patterns if (match := p.fullmatch(name))]
@@ -137,6 +136,15 @@ class Matcher:
 
     @cached_property
     def _fits(self) -> dict[tuple[str, ...], _Fit]:
+        return {}
+
+    @cached_property
+    def _shown(self) -> dict[str, str]:
+        shown = [rule.template.replace("{root}", self.roots[0]) for rule in self.rules]
+        return {_NUMBER.sub(".#", _example(template)): template for template in shown}
+
+    @cached_property
+    def _closest(self) -> dict[str, str | None]:
         return {}
 
     @cached_property
