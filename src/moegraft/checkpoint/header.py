@@ -44,6 +44,8 @@ MAX_HEADER_BYTES = 100_000_000
 
 _MAX_AXES = 64
 _FIELDS = {"dtype", "shape", "data_offsets"}
+_Sizes = dict[str, tuple[tuple[int, ...], int]]
+"""Checked shapes and their bytes, by dtype and shape as written; checkpoints repeat few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ def read_header(file: Path) -> dict[str, TensorHeader]:
     except ValueError as error:
         raise CheckpointError(f"{file}: header is not valid JSON ({error})") from None
     _check_metadata(file, header.pop("__metadata__", {}))
-    tensors = [_parse(file, name, entry, len(raw)) for name, entry in header.items()]
+    sizes: _Sizes = {}
+    tensors = [_parse(file, name, entry, len(raw), sizes) for name, entry in header.items()]
     tensors.sort(key=lambda t: (t.start, t.nbytes))
     _check_packing(file, tensors, len(raw), size)
     return {tensor.name: tensor for tensor in tensors}
@@ -125,33 +128,42 @@ def _check_metadata(file: Path, metadata: Any) -> None:
         raise CheckpointError(f"{file}: __metadata__ must map strings to strings")
 
 
-def _parse(file: Path, name: str, entry: Any, data_start: int) -> TensorHeader:
+def _parse(file: Path, name: str, entry: Any, data_start: int, sizes: _Sizes) -> TensorHeader:
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise CheckpointError(f"{file}: tensor {name!r} needs dtype, shape and data_offsets only")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not name.isprintable():
+        raise CheckpointError(f"{file}: tensor name {name!r} holds characters that cannot print")
+    dtype, offsets = entry["dtype"], entry["data_offsets"]
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{file}: tensor {name!r} has invalid offsets {_short(offsets)}")
+    kind = f"{dtype} {entry['shape']}"  # as text, so that 1, 1.0 and true stay apart
+    if kind not in sizes:
+        sizes[kind] = _measure(file, name, dtype, entry["shape"])
+    shape, expected = sizes[kind]
+    nbytes = offsets[1] - offsets[0]
+    if nbytes != expected:
+        raise CheckpointError(
+            f"{file}: tensor {name!r} has {nbytes} bytes, "
+            f"but {_short(kind)} takes {_short(expected)}"
+        )
+    return TensorHeader(name, dtype, shape, file, data_start + offsets[0], nbytes)
+
+
+def _measure(file: Path, name: str, dtype: Any, shape: Any) -> tuple[tuple[int, ...], int]:
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise CheckpointError(f"{file}: tensor {name!r} has unknown dtype {_short(dtype)}")
     if not _naturals(shape) or len(shape) > _MAX_AXES:
         raise CheckpointError(f"{file}: tensor {name!r} has no valid shape: {_short(shape)}")
-    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{file}: tensor {name!r} has invalid offsets {_short(offsets)}")
-    if not name.isprintable():
-        raise CheckpointError(f"{file}: tensor name {name!r} holds characters that cannot print")
-    nbytes = offsets[1] - offsets[0]
     try:
-        expected = tensor_bytes(dtype, tuple(shape))
+        return tuple(shape), tensor_bytes(dtype, tuple(shape))
     except ValueError as error:
         raise CheckpointError(f"{file}: tensor {name!r}: {error}") from None
-    if nbytes != expected:
-        raise CheckpointError(
-            f"{file}: tensor {name!r} has {nbytes} bytes, "
-            f"but {dtype} {_short(shape)} takes {_short(expected)}"
-        )
-    return TensorHeader(name, dtype, tuple(shape), file, data_start + offsets[0], nbytes)
 
 
 def _naturals(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in values)
+    if not isinstance(values, list) or not set(map(type, values)) <= {int}:
+        return False
+    return not values or (min(values) >= 0 and max(values) < 1 << 63)
 
 
 def _short(value: Any) -> str:
