@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 from moegraft.checkpoint import Checkpoint, StoredPiece, TensorHeader
@@ -72,9 +71,12 @@ class Plan:
         """Where the piece `key` comes from; None stands for a tensor that fits no pattern."""
         return KEEP if key is None else self.moves.get(Slot(*key[:3]), KEEP)
 
-    def donor_piece(self, key: Key) -> StoredPiece:
-        """The donor's piece that fills, or is mixed into, the host's piece `key`."""
-        return self.donors[self.source(key).name].pieces()[key]
+    def origin(self, stored: StoredPiece) -> StoredPiece:
+        """The piece whose bytes fill, or are mixed into, the host's piece `stored`."""
+        source = self.source(stored.piece.key)
+        if source is KEEP:
+            return stored
+        return self.donors[source.name].pieces()[stored.piece.key]
 
     @cached_property
     def tensors(self) -> Mapping[str, tuple[StoredPiece, ...]]:
@@ -97,44 +99,21 @@ class Plan:
         """Whether carrying the plan out only moves bytes and needs no torch."""
         return all(source.copies for source in self.moves.values())
 
-    def spans(self, tensor: TensorHeader) -> Iterator[tuple[Source, Sequence[StoredPiece]]]:
-        """Runs of neighbouring pieces of a host tensor that share a source, in storage order."""
-        run: list[StoredPiece] = []
-        current = KEEP
-        for stored in self.tensors[tensor.name]:
-            source = self.source(stored.piece.key)
-            if run and source != current:
-                yield current, run
-                run = []
-            current = source
-            run.append(stored)
-        yield current, run
-
-    def origins(self, tensor: TensorHeader) -> Iterator[tuple[Path, int, int] | None]:
-        """File, start and length of each piece of a host tensor; None where it is computed."""
+    def origins(self, tensor: TensorHeader) -> Iterator[tuple[StoredPiece | TensorHeader, bool]]:
+        """What fills a host tensor, piece by piece, and whether its bytes move as they are."""
         if not self.tensors[tensor.name]:
-            yield _place(tensor)
+            yield tensor, True
         for stored in self.tensors[tensor.name]:
-            source = self.source(stored.piece.key)
-            if not source.copies:
-                yield None
-            elif source is KEEP:
-                yield _place(stored)
-            else:
-                yield _place(self.donors[source.name].pieces()[stored.piece.key])
+            yield self.origin(stored), self.source(stored.piece.key).copies
 
     @cached_property
     def num_ranges(self) -> int:
         """Runs of bytes that lie together in a source and in the output."""
         count, end = 0, None
         for tensor in self.host.tensors.values():
-            for origin in self.origins(tensor):
-                if origin is None:
-                    count, end = count + 1, None
-                    continue
-                file, start, nbytes = origin
-                count += (tensor.file, file, start) != end
-                end = (tensor.file, file, start + nbytes)
+            for origin, copied in self.origins(tensor):
+                count += not copied or (tensor.file, origin.file, origin.start) != end
+                end = (tensor.file, origin.file, origin.start + origin.nbytes) if copied else None
         return count
 
     @cached_property
@@ -211,10 +190,6 @@ def plan_transfer(
         warnings += check.warnings
         moves |= {slot: replace(moves[slot], cast=True) for slot in check.cast}
     return Plan(recipe, host, dict(donors), moves, tuple(warnings))
-
-
-def _place(origin: StoredPiece | TensorHeader) -> tuple[Path, int, int]:
-    return origin.file, origin.start, origin.nbytes
 
 
 def _account(component: str, source: str, found: Sequence[StoredPiece]) -> Account:
