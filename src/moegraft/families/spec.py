@@ -43,6 +43,9 @@ class Piece:
     nbytes: int
 
 
+_NUM_EXPERTS_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
 @dataclass(frozen=True)
 class Family:
     """A model architecture, as data: naming rules and where its config keeps the sizes."""
@@ -161,8 +164,16 @@ class Family:
         return _size(self.sizes(config), self.num_layers_key)
 
     def num_experts(self, config: Mapping[str, Any]) -> int:
-        """Number of routed experts per layer; 0 for a dense family."""
-        return _size(self.sizes(config), self.num_experts_key) if self.num_experts_key else 0
+        """Number of routed experts per layer; 0 for a dense family.
+
+        transformers saves some configs under another of the names that it treats as equal
+        (qwen3_moe in 5.23), so those are tried after the family's own.
+        """
+        if not self.num_experts_key:
+            return 0
+        sizes = self.sizes(config)
+        names = (self.num_experts_key, *_NUM_EXPERTS_KEYS)
+        return _size(sizes, next((n for n in names if n in sizes), self.num_experts_key))
 
     def top_k(self, config: Mapping[str, Any]) -> int:
         """Number of experts that serve one token; 0 for a dense family."""
