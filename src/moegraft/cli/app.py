@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 import moegraft
-from moegraft.cli import transfer
+from moegraft.cli import sweep, transfer
 from moegraft.errors import MoegraftError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 transfer.register(app)
+sweep.register(app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from moegraft.evals import store
 from moegraft.evals.condition import Condition, Item
+from moegraft.evals.judge import Answers, score_items
 from moegraft.evals.keys import cell_key, check_row, remember_ingredients, row_key
 from moegraft.evals.lock import merge_lock
 
@@ -23,6 +24,8 @@ class Cell:
     condition: Condition
     ingredients: Mapping[str, Any]
     """What results depend on besides prompts; cells that agree in it are evaluated once."""
+    scorer: Answers
+    """Answers for the host, in the tokenizer that the condition's prompts were made with."""
     patches: Callable[[], Sequence[Any]] = tuple
     """Makes the patches that turn the host into the configuration."""
     key: str = field(init=False)
@@ -52,7 +55,6 @@ def evaluate_cells(
     limit: int | None = None,
     kind: str = "items",
     shard: Shard = (1, 1),
-    score: Callable[..., Iterable[Mapping[str, Any]]] | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> bool:
     """Score the items that have no row yet, and write each row when it is computed.
@@ -69,8 +71,6 @@ def evaluate_cells(
         limit: items per cell, the first of the canonical order; None for all.
         kind: `items`, `confirm` or `control`: the folder of the results.
         shard: which of how many processes this is.
-        score: `score(host, condition, items)` yields a row per item in any order; by default
-            `evals.judge.score_items`.
         on_progress: called after every row.
 
     Returns:
@@ -79,7 +79,6 @@ def evaluate_cells(
     Raises:
         RunError: results on disk were made with other weights, prompts, settings or versions.
     """
-    score = score or _judge()
     for cell in cells:
         remember_ingredients(run_dir, cell.configuration, cell.condition.name, cell.ingredients)
     groups = identical_cells(cells)
@@ -95,7 +94,7 @@ def evaluate_cells(
         if items:
             path = store.part_path(run_dir, *names, kind, shard)
             with store.ItemLog(path) as log, host.with_patches(cell.patches()):
-                for row in _whole(score(host, cell.condition, items), items):
+                for row in _whole(score_items(cell.scorer, cell.condition, items), items):
                     log.append({**row, "key": row_key(cell.key, row["prompt"])})
                     done += 1
                     on_progress(Progress(kind, *names, done, total))
@@ -154,9 +153,3 @@ def _settle(run_dir: Path, group: Sequence[Cell], limit: int | None, kind: str) 
             path = store.cell_path(run_dir, cell.configuration, condition, kind)
             store.write_rows(path, rows)
     return True
-
-
-def _judge() -> Callable[..., Iterable[Mapping[str, Any]]]:
-    from moegraft.evals.judge import score_items
-
-    return score_items

@@ -175,6 +175,8 @@ def check_extends(old: SweepRecipe, new: SweepRecipe, run_dir: object) -> None:
         for (key, was), now in zip(asdict(old).items(), asdict(new).values(), strict=True)
         if was != now and key not in _MAY_GROW
     ]
+    if old.confirm and not new.confirm:
+        changes.append("confirm True became False")
     if limits[1] < limits[0]:
         changes.append(f"limit {old.limit} became {new.limit}")
     missing = [*lost, *(name for name in old.conditions if name not in new.conditions)]
