@@ -1,0 +1,61 @@
+"""Text to token ids, once for all configurations, by the rules of lm-eval's `HFLM`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from moegraft.evals.condition import Pair
+
+
+def prefix_id(tokenizer: Any) -> int:
+    """The token that stands before an empty context: BOS, else EOS."""
+    bos = tokenizer.bos_token_id
+    return bos if bos is not None else tokenizer.eos_token_id
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Token ids of each text, with special tokens unless the text already begins with BOS.
+
+    Chat templates print the BOS token themselves; adding it again would double it.
+    """
+    unique = list(dict.fromkeys(texts))
+    prefix = prefix_id(tokenizer)
+    start = tokenizer.decode([prefix]) if prefix is not None else ""
+    found: dict[str, tuple[int, ...]] = {}
+    for has_start in (True, False):
+        part = [t for t in unique if bool(start and t.startswith(start)) == has_start]
+        if part:
+            options = {"add_special_tokens": False} if has_start else {}
+            encoded = tokenizer(part, **options)["input_ids"]
+            found |= {text: tuple(ids) for text, ids in zip(part, encoded, strict=True)}
+    return [found[text] for text in texts]
+
+
+def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+    """Token ids of (context, continuation), cut where the context alone would end.
+
+    Spaces at the end of a context move to the continuation, because byte-pair encodings join a
+    space with the word after it. An empty context becomes the BOS token.
+    """
+    moved = [_move_spaces(context, continuation) for context, continuation in pairs]
+    contexts = encode(tokenizer, [context for context, _ in moved if context])
+    wholes = encode(tokenizer, [context + rest for context, rest in moved if context])
+    known = iter(zip(contexts, wholes, strict=True))
+    result = []
+    for context, rest in moved:
+        if context:
+            head, whole = next(known)
+            result.append(Pair(whole[: len(head)], whole[len(head) :]))
+        else:
+            result.append(_without_context(tokenizer, rest))
+    return result
+
+
+def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    stripped = context.rstrip()
+    return stripped, context[len(stripped) :] + continuation
+
+
+def _without_context(tokenizer: Any, text: str) -> Pair:
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    start = prefix_id(tokenizer)
+    return Pair((start,), ids) if not ids or ids[0] != start else Pair(ids[:1], ids[1:])
