@@ -37,6 +37,8 @@ class Pattern:
         if self.component not in COMPONENTS:
             raise ValueError(_expected("component", self.component, COMPONENTS))
         holes = re.findall(r"\{(.*?)\}", self.template)
+        if re.search(r"[{}]", re.sub(r"\{.*?\}", "", self.template)):
+            raise ValueError("unbalanced brace")
         for hole in holes:
             if hole not in PLACEHOLDERS:
                 raise ValueError(_expected("placeholder", hole, PLACEHOLDERS))
