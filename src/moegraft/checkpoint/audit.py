@@ -66,12 +66,12 @@ def _check_experts(
             if missing:
                 raise CheckpointError(
                     f"{source}: expert {expert} of layer {layer} lacks {missing[0]}, "
-                    f"but config.json says {family.num_experts_key} = {num_experts}"
+                    f"but config.json says {num_experts} experts"
                 )
         if len(found) > num_experts:
             raise CheckpointError(
                 f"{source}: layer {layer} has expert {max(found)}, "
-                f"but config.json says {family.num_experts_key} = {num_experts}"
+                f"but config.json says {num_experts} experts"
             )
 
 
