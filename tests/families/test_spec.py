@@ -130,3 +130,11 @@ def test_a_dense_family_has_no_experts():
     llama = FAMILIES["llama"]
     assert not llama.is_moe
     assert (llama.num_experts({}), llama.top_k({})) == (0, 0)
+
+
+def test_the_number_of_experts_is_found_under_the_names_that_transformers_treats_as_equal():
+    qwen = FAMILIES["qwen3_moe"]
+    assert qwen.num_experts({"num_experts": 4, "num_local_experts": 9}) == 4
+    assert qwen.num_experts({"num_local_experts": 9}) == 9
+    with pytest.raises(CheckpointError, match="num_experts must be a positive integer, got None"):
+        qwen.num_experts({})
