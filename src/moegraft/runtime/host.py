@@ -1,9 +1,10 @@
 """A host model held in memory with its donors: load once, then switch configuration for free."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any
 
@@ -13,7 +14,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from moegraft.checkpoint import Checkpoint
 from moegraft.errors import IncompatibleError, RecipeError
-from moegraft.runtime.load import Weights, load_resident, open_source
+from moegraft.runtime.exchange import exchanged
+from moegraft.runtime.fit import MemoryEstimate, Mode, Sources, choose, prepare
+from moegraft.runtime.load import fill, from_pretrained, resident, shared
 from moegraft.runtime.swap import Patch, slots, swapped
 from moegraft.runtime.tokens import (
     eos_ids,
@@ -21,6 +24,9 @@ from moegraft.runtime.tokens import (
     load_tokenizer,
     tokenizer_differences,
 )
+from moegraft.runtime.weights import StreamedWeights, Weights
+
+_log = logging.getLogger(__name__)
 
 HOST = "host"
 """How a host calls itself where donors are called by name."""
@@ -53,6 +59,9 @@ class Host:
         eos_ids: every id at which host or a donor stops.
         tokenizer_differences: one sentence each, empty when all tokenizers agree.
         id_maps_differ: by donor name, whether ordinary text gets other ids from its tokenizer.
+        donor_tokenizers: by donor name; None where a checkpoint has none.
+        memory: the pre-flight's estimate, and with it the mode: `resident`, or `streamed` where
+            memory holds one model only.
     """
 
     model: PreTrainedModel
@@ -63,7 +72,11 @@ class Host:
     tokenizer_differences: list[str]
     id_maps_differ: dict[str, bool]
     donor_tokenizers: dict[str, PreTrainedTokenizerBase | None]
+    memory: MemoryEstimate
     _donors: Mapping[str, Weights] = field(repr=False)
+    _identical: Mapping[str, frozenset[str]] = field(repr=False)
+    _on_disk: StreamedWeights | None = field(repr=False)
+    _lazy: dict[Any, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
     _hashes: dict[str, dict[tuple[str, int | None], str]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -102,11 +115,11 @@ class Host:
         implementation = experts_implementation or (
             "grouped_mm" if where.type == "cuda" else "eager"
         )
-        checkpoint = open_source(host)
-        opened = {name: open_source(source) for name, source in donors.items()}
-        model, held = load_resident(
-            checkpoint, opened, device=where, dtype=dtype, experts_implementation=implementation
-        )
+        sources = prepare(host, donors, device=where, dtype=dtype, experts=implementation)
+        estimate = choose(sources, memory_budget_bytes)
+        _log.info("%s", estimate)
+        checkpoint, opened = sources.host, dict(sources.donors)
+        model, held = _load(sources, estimate.mode, implementation)
         tokenizer = load_tokenizer(checkpoint)
         tokenizers = {name: load_tokenizer(c) for name, c in opened.items()}
         stops = [eos_ids(checkpoint, tokenizer)]
@@ -130,7 +143,10 @@ class Host:
                 for name, other in tokenizers.items()
             },
             donor_tokenizers=tokenizers,
+            memory=estimate,
             _donors=held,
+            _identical=sources.identical,
+            _on_disk=sources.own if estimate.mode == "streamed" else None,
         )
 
     @property
@@ -148,7 +164,7 @@ class Host:
         return {name: slot.tensor for name, slot in slots(self.model).items()}
 
     def parameter(self, live_name: str) -> Tensor:
-        """The host's own tensor, also while something else stands in its place.
+        """The host's own tensor; in the resident mode also while another stands in its place.
 
         Raises:
             IncompatibleError: no such tensor.
@@ -162,13 +178,33 @@ class Host:
     def donor_parameter(self, donor: str, live_name: str) -> Tensor:
         """A donor's tensor in the host's dtype, on the host's device.
 
-        It is the host's own object where both agree bit for bit. Never write into it.
+        It is the host's own object where both agree bit for bit (resident mode); in the streamed
+        mode every call reads it anew. Never write into it.
 
         Raises:
             IncompatibleError: the donor has no such tensor.
             RecipeError: no such donor.
         """
         return _named(self._held(donor), live_name, donor)
+
+    def donor_value(self, donor: str, live_name: str) -> Tensor | Callable[[], Tensor]:
+        """A donor's tensor as the value of a `Patch`: itself, or read only when swapped in.
+
+        Patches made of it keep the streamed mode within its memory: use `donor_parameter` only
+        inside a function that is a patch's value. The same tensor gives the same object, also
+        under both names of a tied one.
+
+        Raises:
+            IncompatibleError: the donor has no such tensor.
+            RecipeError: no such donor.
+        """
+        held = self._held(donor)
+        if live_name in self._identical.get(donor, ()):
+            return self.parameter(live_name)
+        if not isinstance(held, StreamedWeights) or live_name not in held:
+            return self.donor_parameter(donor, live_name)
+        key = (donor, held.reads[live_name])
+        return self._lazy.setdefault(key, partial(held.__getitem__, live_name))
 
     def donor_config(self, donor: str) -> Mapping[str, Any]:
         """config.json of `donor`. Raises RecipeError when there is no such donor."""
@@ -177,9 +213,20 @@ class Host:
 
     @contextmanager
     def with_patches(self, patches: Sequence[Patch]) -> Iterator[PreTrainedModel]:
-        """Run a block with `patches` applied to `model`; see `runtime.swapped`."""
-        with swapped(self.model, patches):
-            yield self.model
+        """Run a block with `patches` applied to `model`, then restore the host.
+
+        See `runtime.swapped`, and for the streamed mode `runtime.exchange.exchanged`.
+
+        Raises:
+            IncompatibleError: no such tensor, or shape, dtype or device differ.
+            RecipeError: two patches for one place, or a swap is open already.
+        """
+        if self._on_disk is None:
+            with swapped(self.model, patches):
+                yield self.model
+        else:
+            with exchanged(self.model, patches, self._on_disk):
+                yield self.model
 
     def donor_patches(self, donor: str) -> list[Patch]:
         """Patches that turn the live host into `donor` itself: bit-identical logits.
@@ -194,7 +241,7 @@ class Host:
                 f"donor {donor!r} cannot run inside the host: {'; '.join(obstacles)}; "
                 "evaluate it as a host of its own"
             )
-        return [Patch(name, self.donor_parameter(donor, name)) for name in self.parameter_names()]
+        return [Patch(name, self.donor_value(donor, name)) for name in self.parameter_names()]
 
     def donor_obstacles(self, donor: str) -> list[str]:
         """Config fields in which `donor` computes differently from the host, one phrase each.
@@ -208,9 +255,8 @@ class Host:
             for key in sorted(ours.keys() | theirs.keys())
             if ours.get(key) != theirs.get(key)
         ]
-        tied = [name for name in self._own if name not in self._held(donor)]
-        if tied:
-            found.append(f"the donor lacks {len(tied)} tensors, {tied[0]} among them")
+        if self.checkpoint.tied_embeddings and not self.donor_checkpoints[donor].tied_embeddings:
+            found.append("the host ties its embeddings, the donor does not")
         return found
 
     def component_hashes(self, source: str) -> dict[tuple[str, int | None], str]:
@@ -228,7 +274,8 @@ class Host:
             RecipeError: no such donor.
         """
         if source not in self._hashes:
-            held = self._own if source == HOST else self._held(source)
+            own = self._own if self._on_disk is None else self._on_disk
+            held = own if source == HOST else self._held(source)
             self._hashes[source] = _component_hashes(self.checkpoint, held)
         return self._hashes[source]
 
@@ -237,6 +284,25 @@ class Host:
             known = ", ".join(map(repr, self._donors)) or "none"
             raise RecipeError(f"no donor is called {donor!r}; the host was loaded with {known}")
         return self._donors[donor]
+
+
+def _load(sources: Sources, mode: Mode, experts: str) -> tuple[PreTrainedModel, dict[str, Weights]]:
+    if sources.own is None:
+        args = (sources.dtype, experts, sources.device)
+        model = from_pretrained(sources.host, *args)
+        own = model.state_dict(keep_vars=True)
+        return model, {
+            name: shared(own, from_pretrained(donor, *args).state_dict(keep_vars=True), name)
+            for name, donor in sources.donors.items()
+        }
+    fill(sources.model, sources.own, sources.device)
+    if mode == "streamed":
+        return sources.model, dict(sources.streamed)
+    own = {name: slot.tensor for name, slot in slots(sources.model).items()}
+    return sources.model, {
+        name: resident(own, weights, sources.identical[name])
+        for name, weights in sources.streamed.items()
+    }
 
 
 def _device(device: str) -> torch.device:
@@ -252,7 +318,7 @@ def _named(held: Mapping[str, Tensor], name: str, owner: str) -> Tensor:
 
 
 def _parsed(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json as transformers reads it (defaults filled in), without what has no effect; nested keys dotted."""
+    """config.json as transformers reads it, without what has no effect; nested keys dotted."""
     config = AutoConfig.from_pretrained(str(checkpoint.path), trust_remote_code=False)
     flat: dict[str, Any] = {}
 

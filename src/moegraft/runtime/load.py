@@ -1,71 +1,99 @@
-"""Build live models from checkpoints, and hold a donor's tensors under the host's live names."""
+"""Build live models from checkpoints: streamed tensor by tensor, or by transformers itself."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import logging as transformers_logging
 
-from moegraft.checkpoint import Checkpoint, open_checkpoint
+from moegraft.checkpoint import Checkpoint
 from moegraft.errors import CheckpointError, IncompatibleError
+from moegraft.runtime.swap import slots
+from moegraft.runtime.weights import DTYPES, StreamedWeights, Weights, same_bits
 
-Weights = Mapping[str, Tensor]
-"""Tensors by live name."""
-
-
-def open_source(source: str) -> Checkpoint:
-    """Open a checkpoint by its headers."""
-    try:
-        return open_checkpoint(source)
-    except NotImplementedError:
-        import json
-        from pathlib import Path
-
-        from moegraft.families import FAMILIES
-
-        config = json.loads((Path(source) / "config.json").read_text())
-        return Checkpoint(source, Path(source), config, FAMILIES[config["model_type"]], {})
+_PLAIN_CONVERSIONS = frozenset({"MergeModulelist", "Concatenate"})
+"""What transformers does to published experts that stacking their bytes does as well."""
 
 
-def load_resident(
-    host: Checkpoint,
-    donors: Mapping[str, Checkpoint],
-    *,
-    device: torch.device,
-    dtype: str,
-    experts_implementation: str,
-) -> tuple[PreTrainedModel, dict[str, Weights]]:
-    """Load the host as a live model, and every donor's tensors beside it.
+def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, experts: str) -> PreTrainedModel:
+    """The live model without its weights, in evaluation mode: buffers real, parameters a byte each.
 
-    Returns:
-        The host model and, by donor, tensors by live name; those that equal the host's bit for bit
-        are the host's own objects.
+    The parameters are views of one element, expanded to their shape, so that transformers itself
+    does everything but read: buffers, tied names, dtypes, generation config.
 
     Raises:
-        CheckpointError: transformers refuses a checkpoint, or finds tensors missing.
-        IncompatibleError: a donor does not fit the host.
+        CheckpointError: transformers refuses config.json.
     """
-    model = _from_pretrained(host, device, dtype, experts_implementation)
-    own = model.state_dict(keep_vars=True)
-    held = {}
-    for name, checkpoint in donors.items():
-        _check_family(host, name, checkpoint)
-        other = _from_pretrained(checkpoint, device, dtype, experts_implementation)
-        held[name] = _shared(own, other.state_dict(keep_vars=True), name)
-    return model, held
+    try:
+        config = AutoConfig.from_pretrained(str(checkpoint.path), trust_remote_code=False)
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        placeholders = {
+            name: torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape)
+            for name, tensor in empty.state_dict().items()
+        }
+        model = _quietly(
+            type(empty).from_pretrained,
+            None,
+            config=config,
+            state_dict=placeholders,
+            dtype=dtype,
+            **_moe(checkpoint, experts),
+        )
+        if (checkpoint.path / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(str(checkpoint.path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_refusal(checkpoint, error)) from error
+    return model.requires_grad_(False)
 
 
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors agree in dtype, shape and every bit (-0.0 and NaN payloads included)."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return torch.equal(a.detach().view(kind), b.detach().view(kind))
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """What `dtype="auto"` means for transformers: config.json's, else the first tensor's.
+
+    Raises:
+        CheckpointError: neither says.
+    """
+    sizes = checkpoint.family.sizes(checkpoint.config)
+    for config in (checkpoint.config, sizes):
+        named = config.get("dtype") or config.get("torch_dtype")
+        if isinstance(named, str) and isinstance(getattr(torch, named, None), torch.dtype):
+            return getattr(torch, named)
+    for header in checkpoint.tensors.values():
+        if header.dtype in DTYPES:
+            return DTYPES[header.dtype]
+    raise CheckpointError(
+        f"{checkpoint.source}: neither config.json nor the tensors say a dtype; pass one"
+    )
 
 
-def _check_family(host: Checkpoint, name: str, donor: Checkpoint) -> None:
+def resolved_dtype(dtype: str, host: Checkpoint, donors: Mapping[str, Checkpoint]) -> torch.dtype:
+    """The one dtype of a host and its donors.
+
+    Raises:
+        IncompatibleError: `auto`, and they are stored differently.
+        CheckpointError: no such dtype.
+    """
+    if dtype != "auto":
+        found = getattr(torch, dtype, None)
+        if not isinstance(found, torch.dtype):
+            raise CheckpointError(f"dtype {dtype!r}: expected float32, bfloat16, float16 or auto")
+        return found
+    ours = stored_dtype(host)
+    for name, donor in donors.items():
+        theirs = stored_dtype(donor)
+        if theirs != ours:
+            raise IncompatibleError(
+                f"donor {name!r} is stored in {theirs}, the host in {ours}; "
+                "pass a dtype to load both in it"
+            )
+    return ours
+
+
+def check_family(host: Checkpoint, name: str, donor: Checkpoint) -> None:
+    """Raise IncompatibleError when `donor` is of another family than `host`."""
     if donor.family.name != host.family.name:
         raise IncompatibleError(
             f"donor {name!r} ({donor.source}) is a {donor.family.name}, the host "
@@ -73,46 +101,61 @@ def _check_family(host: Checkpoint, name: str, donor: Checkpoint) -> None:
         )
 
 
-def _shared(own: Weights, other: Weights, donor: str) -> Weights:
-    held = {}
-    for name, tensor in other.items():
-        mine = own.get(name)
-        if mine is not None and (mine.shape != tensor.shape or mine.dtype != tensor.dtype):
-            raise IncompatibleError(
-                f"donor {donor!r}: {name} is {list(tensor.shape)} {tensor.dtype}, the host's is "
-                f"{list(mine.shape)} {mine.dtype}; sizes must agree, and dtype= casts both"
-            )
-        held[name] = mine if mine is not None and same_bits(mine, tensor) else tensor
-    return held
+def streamable(checkpoint: Checkpoint, model: PreTrainedModel) -> bool:
+    """Whether live tensors are the stored bytes, stacked, so that nothing has to decode them."""
+    if checkpoint.config.get("quantization_config"):
+        return False
+    if any(header.dtype not in DTYPES for header in checkpoint.tensors.values()):
+        return False
+    conversions = get_model_conversion_mapping(model)
+    done = {type(op).__name__ for c in conversions for op in getattr(c, "operations", ())}
+    return done <= _PLAIN_CONVERSIONS
 
 
-def _from_pretrained(
-    checkpoint: Checkpoint, device: torch.device, dtype: str, experts_implementation: str
+def stream(checkpoint: Checkpoint, model: PreTrainedModel, device: torch.device) -> StreamedWeights:
+    """The tensors of `checkpoint` as `model` has them.
+
+    Raises:
+        IncompatibleError: they do not fit the model.
+    """
+    like = {name: slot.tensor for name, slot in slots(model).items()}
+    ties = getattr(model, "all_tied_weights_keys", None) or model._tied_weights_keys or {}
+    tied = {a: b for a, b in dict(ties).items() if a in like and b in like}
+    return StreamedWeights(checkpoint, like, tied, device)
+
+
+def fill(model: PreTrainedModel, weights: Weights, device: torch.device) -> None:
+    """Give every parameter and buffer of a skeleton its storage on `device`."""
+    for slot in {id(slot.tensor): slot for slot in slots(model).values()}.values():
+        slot.tensor.data = weights[slot.name]
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            buffer = module._buffers[name]
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
+
+
+def from_pretrained(
+    checkpoint: Checkpoint, dtype: torch.dtype, experts: str, device: torch.device
 ) -> PreTrainedModel:
-    moe: dict[str, Any] = (
-        {"experts_implementation": experts_implementation} if checkpoint.family.is_moe else {}
-    )
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    """The live model, loaded by transformers: for checkpoints that are quantised or converted.
+
+    Raises:
+        CheckpointError: transformers refuses, or finds tensors missing.
+    """
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model, info = _quietly(
+            AutoModelForCausalLM.from_pretrained,
             str(checkpoint.path),
             dtype=dtype,
-            device_map={"": device} if device.type != "cpu" else None,
+            device_map=None if device.type == "cpu" else {"": device},
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            **moe,
+            **_moe(checkpoint, experts),
         )
-    except (OSError, ValueError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(
-            f"{checkpoint.source}: transformers cannot load it: {said}"
-        ) from error
-    finally:
-        if bar:
-            transformers_logging.enable_progress_bar()
-    model, info = loaded
+    except (OSError, ValueError, ImportError) as error:
+        raise CheckpointError(_refusal(checkpoint, error)) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -120,3 +163,55 @@ def _from_pretrained(
             "the model would run on random weights"
         )
     return model.eval().requires_grad_(False)
+
+
+def shared(own: Weights, other: Weights, donor: str) -> dict[str, Tensor]:
+    """`other`, with the objects of `own` wherever the two agree bit for bit.
+
+    Raises:
+        IncompatibleError: shapes or dtypes differ.
+    """
+    held = {}
+    for name, tensor in other.items():
+        mine = own.get(name)
+        if mine is not None and (mine.shape != tensor.shape or mine.dtype != tensor.dtype):
+            raise IncompatibleError(
+                f"donor {donor!r}: {name} is {list(tensor.shape)} {tensor.dtype}, the host's is "
+                f"{list(mine.shape)} {mine.dtype}; sizes must agree"
+            )
+        held[name] = mine if mine is not None and same_bits(mine, tensor) else tensor
+    return held
+
+
+def resident(own: Weights, streamed: StreamedWeights, identical: frozenset[str]) -> Weights:
+    """A donor's tensors in memory; those in `identical` are the host's own objects."""
+    held: dict[str, Tensor] = {}
+    seen: dict[Any, Tensor] = {}
+    for name in streamed:
+        if name in identical:
+            held[name] = own[name]
+            continue
+        reads = streamed.reads[name]
+        if reads not in seen:
+            seen[reads] = nn.Parameter(streamed[name], requires_grad=False)
+        held[name] = seen[reads]
+    return held
+
+
+def _moe(checkpoint: Checkpoint, experts: str) -> dict[str, str]:
+    return {"experts_implementation": experts} if checkpoint.family.is_moe else {}
+
+
+def _quietly(load: Any, *args: Any, **kwargs: Any) -> Any:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        return load(*args, **kwargs)
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _refusal(checkpoint: Checkpoint, error: Exception) -> str:
+    said = next(iter(str(error).strip().splitlines()), repr(error))
+    return f"{checkpoint.source}: transformers cannot load it: {said}"
