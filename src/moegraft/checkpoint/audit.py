@@ -1,12 +1,17 @@
 """Is a checkpoint whole? Layers, experts and tensors named in it against config.json."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from moegraft.checkpoint.tensors import StoredPiece
 from moegraft.errors import CheckpointError
 from moegraft.families import Family, Key
+
+_Roles = dict[tuple[str, int], set[str]]
+"""What each layer has of each component."""
+_Experts = dict[int, dict[int, set[str]]]
+"""What each expert of each layer has."""
 
 
 def check_complete(
@@ -14,53 +19,56 @@ def check_complete(
 ) -> None:
     """Check that the numbers of layers and experts agree with config.json, and nothing is missing.
 
+    Component `extra` is not looked at. A checkpoint whose layers all lack the same tensor passes:
+    that takes the model's code to see.
+
     Raises:
         CheckpointError: the first layer, expert or tensor that is missing or out of range.
     """
     num_layers = family.num_layers(config)
+    roles, experts = _collect(source, pieces, num_layers)
+    missing = sorted(set(range(num_layers)) - {layer for _, layer in roles})
+    if missing:
+        raise CheckpointError(
+            f"{source}: no tensor of layer {missing[0]}, but config.json says {num_layers} layers"
+        )
+    if experts:
+        _check_experts(source, experts, family.num_experts(config))
+    for layer in sorted(experts.keys() ^ {n for name, n in roles if name == "router"}):
+        has, lacks = ("experts", "router") if layer in experts else ("a router", "experts")
+        raise CheckpointError(f"{source}: layer {layer} has {has} but no {lacks}")
+    _check_alike(source, roles)
+    _check_outside(source, pieces, family.sizes(config).get("tie_word_embeddings"))
+
+
+def _collect(
+    source: str, pieces: Mapping[Key, StoredPiece], num_layers: int
+) -> tuple[_Roles, _Experts]:
     roles: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
     experts: defaultdict[int, defaultdict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for key in pieces:
+    for key, stored in pieces.items():
         if key.component == "extra" or key.layer is None:
             continue
         if key.layer >= num_layers:
-            name = pieces[key].name
             raise CheckpointError(
-                f"{source}: {name} is in layer {key.layer}, "
-                f"but config.json says {family.num_layers_key} = {num_layers}"
+                f"{source}: {stored.name} is in layer {key.layer}, "
+                f"but config.json says {num_layers} layers"
             )
-        if key.expert is None:
-            roles[key.component, key.layer].add(key.role)
-        else:
+        roles[key.component, key.layer].add(key.role)
+        if key.expert is not None:
             experts[key.layer][key.expert].add(key.role)
-    _check_layers(source, num_layers, {layer for _, layer in roles} | set(experts))
-    _check_experts(source, family, config, experts)
-    for layer in range(num_layers):
-        if (("router", layer) in roles) != (layer in experts):
-            has, lacks = ("experts", "router") if layer in experts else ("router", "experts")
-            raise CheckpointError(f"{source}: layer {layer} has a {has} but no {lacks}")
-    _check_roles(source, roles)
+    return dict(roles), {layer: dict(found) for layer, found in experts.items()}
 
 
-def _check_layers(source: str, num_layers: int, found: set[int]) -> None:
-    missing = next((layer for layer in range(num_layers) if layer not in found), None)
-    if missing is not None:
-        raise CheckpointError(
-            f"{source}: no tensor of layer {missing}, but config.json says {num_layers} layers"
-        )
-
-
-def _check_experts(
-    source: str,
-    family: Family,
-    config: Mapping[str, Any],
-    experts: Mapping[int, Mapping[int, set[str]]],
-) -> None:
-    if not experts:
-        return
-    num_experts = family.num_experts(config)
+def _check_experts(source: str, experts: _Experts, num_experts: int) -> None:
     for layer, found in experts.items():
-        wanted = next(iter(found.values()))
+        beyond = [expert for expert in found if expert >= num_experts]
+        if beyond:
+            raise CheckpointError(
+                f"{source}: layer {layer} has expert {max(beyond)}, "
+                f"but config.json says {num_experts} experts"
+            )
+        wanted: Set[str] = set().union(*found.values())
         for expert in range(num_experts):
             missing = sorted(wanted - found.get(expert, set()))
             if missing:
@@ -68,14 +76,9 @@ def _check_experts(
                     f"{source}: expert {expert} of layer {layer} lacks {missing[0]}, "
                     f"but config.json says {num_experts} experts"
                 )
-        if len(found) > num_experts:
-            raise CheckpointError(
-                f"{source}: layer {layer} has expert {max(found)}, "
-                f"but config.json says {num_experts} experts"
-            )
 
 
-def _check_roles(source: str, roles: Mapping[tuple[str, int], set[str]]) -> None:
+def _check_alike(source: str, roles: _Roles) -> None:
     """Layers that have a component at all must have the same tensors of it.
 
     Quantised and plain layers may stand side by side, so a tensor and its quantised form count
@@ -90,3 +93,14 @@ def _check_roles(source: str, roles: Mapping[tuple[str, int], set[str]]) -> None
             raise CheckpointError(
                 f"{source}: layer {lacking} lacks {component} {role!r}, which layer {having} has"
             )
+
+
+def _check_outside(source: str, pieces: Mapping[Key, StoredPiece], tied: object) -> None:
+    found = {key.component for key in pieces if key.layer is None}
+    for component, name in (("embedding", "embedding"), ("norm", "final norm")):
+        if component not in found:
+            raise CheckpointError(f"{source}: has no {name}")
+    if "lm_head" not in found and tied is False:
+        raise CheckpointError(
+            f"{source}: has no lm_head, but config.json does not tie it to the embedding"
+        )

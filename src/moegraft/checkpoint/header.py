@@ -143,8 +143,7 @@ def _parse(file: Path, name: str, entry: Any, data_start: int, sizes: _Sizes) ->
     nbytes = offsets[1] - offsets[0]
     if nbytes != expected:
         raise CheckpointError(
-            f"{file}: tensor {name!r} has {nbytes} bytes, "
-            f"but {_short(kind)} takes {_short(expected)}"
+            f"{file}: tensor {name!r} has {nbytes} bytes, but {kind[:60]} takes {_short(expected)}"
         )
     return TensorHeader(name, dtype, shape, file, data_start + offsets[0], nbytes)
 
