@@ -15,25 +15,39 @@ _Experts = dict[int, dict[int, set[str]]]
 
 
 def check_complete(
-    source: str, pieces: Mapping[Key, StoredPiece], family: Family, config: Mapping[str, Any]
+    source: str,
+    pieces: Mapping[Key, StoredPiece],
+    family: Family,
+    config: Mapping[str, Any],
+    *,
+    has_unknown: bool = False,
 ) -> None:
     """Check that the numbers of layers and experts agree with config.json, and nothing is missing.
 
     Component `extra` is not looked at. A checkpoint whose layers all lack the same tensor passes:
     that takes the model's code to see.
 
+    Args:
+        source: how to call the checkpoint in messages.
+        pieces: all pieces of the checkpoint.
+        family: its family.
+        config: content of its config.json.
+        has_unknown: some tensors have no piece, so only experts and layer numbers can be checked.
+
     Raises:
         CheckpointError: the first layer, expert or tensor that is missing or out of range.
     """
     num_layers = family.num_layers(config)
     roles, experts = _collect(source, pieces, num_layers)
+    if experts:
+        _check_experts(source, experts, family.num_experts(config))
+    if has_unknown:
+        return
     missing = sorted(set(range(num_layers)) - {layer for _, layer in roles})
     if missing:
         raise CheckpointError(
             f"{source}: no tensor of layer {missing[0]}, but config.json says {num_layers} layers"
         )
-    if experts:
-        _check_experts(source, experts, family.num_experts(config))
     for layer in sorted(experts.keys() ^ {n for name, n in roles if name == "router"}):
         has, lacks = ("experts", "router") if layer in experts else ("a router", "experts")
         raise CheckpointError(f"{source}: layer {layer} has {has} but no {lacks}")

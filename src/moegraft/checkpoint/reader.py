@@ -182,8 +182,7 @@ def open_checkpoint(
     tensors = read_tensors(path)
     names = tuple(name for name in tensors if not _known(family, name)) if unknown == "host" else ()
     checkpoint = Checkpoint(str(source), path, config, family, tensors, revision, names)
-    if not names:
-        check_complete(checkpoint.source, checkpoint.pieces(), family, config)
+    check_complete(checkpoint.source, checkpoint.pieces(), family, config, has_unknown=bool(names))
     return checkpoint
 
 
