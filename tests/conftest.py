@@ -54,3 +54,19 @@ def olmoe_pair(tmp_path_factory) -> tuple[Path, Path]:
     """Two tiny OLMoE checkpoints of one architecture with different weights (read only)."""
     root = tmp_path_factory.mktemp("olmoe")
     return build_olmoe(root / "host", seed=1), build_olmoe(root / "donor", seed=2)
+
+
+@pytest.fixture(scope="session")
+def chat_pair(tmp_path_factory) -> tuple[Path, Path]:
+    """Two tiny OLMoE checkpoints with one byte-level chat tokenizer (read only)."""
+    from tiny_sweep import build_pair
+
+    return build_pair(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(scope="session")
+def tiny_tasks(tmp_path_factory) -> Path:
+    """A folder with the tasks `tiny_write` and `tiny_choose`, 24 items each (read only)."""
+    from tiny_sweep import write_tasks
+
+    return write_tasks(tmp_path_factory.mktemp("tasks"))

@@ -81,7 +81,8 @@ def sweep(
     memory_budget: Annotated[
         str | None, typer.Option(help="Memory for host and donors, e.g. 16GB.")
     ] = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens per batch.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass.")] = None,
+    batch_rows: Annotated[int | None, typer.Option(help="Generations in flight.")] = None,
 ) -> None:
     """Evaluate compositions of host and donor: every item once, resumable, then the report."""
     from moegraft.sweep.execute import Execution, run_sweep
@@ -109,6 +110,7 @@ def sweep(
         shard=_shard(shard),
         memory_budget_bytes=None if memory_budget is None else _num_bytes(memory_budget),
         batch_tokens=batch_tokens,
+        batch_rows=batch_rows,
         command=_command(),
     )
     notes = Console(stderr=True, soft_wrap=True)

@@ -67,13 +67,25 @@ def choose_confirmed(
     return chosen
 
 
-def carry_over(run_dir: Path, cells: Sequence[Cell]) -> None:
-    """Give the confirmation the rows that the sweep has already, so that none is scored again."""
+def carry_over(
+    run_dir: Path, cells: Sequence[Cell], source: str, target: str, limit: int | None
+) -> None:
+    """Give one folder of results the rows that another has, so that no item is scored twice.
+
+    Args:
+        run_dir: the run.
+        cells: which cells.
+        source: `items` or `confirm`: where rows stand.
+        target: where they are wanted too.
+        limit: only the first so many items of the canonical order; None for all.
+    """
     for cell in cells:
         names = (cell.configuration, cell.condition.name)
         with merge_lock(run_dir):
-            path = store.cell_path(run_dir, *names, "confirm")
-            known = store.read_rows(run_dir, *names)
-            rows = store.read_rows(run_dir, *names, "confirm")
-            if known.keys() - rows.keys():
-                store.write_rows(path, (rows | known).values())
+            known = store.read_rows(run_dir, *names, source)
+            rows = store.read_rows(run_dir, *names, target)
+            wanted = {item.hash for item in cell.condition.items[:limit]}
+            new = [row for item, row in known.items() if item in wanted and item not in rows]
+            if new:
+                path = store.cell_path(run_dir, *names, target)
+                store.write_rows(path, [*rows.values(), *new])

@@ -35,7 +35,9 @@ class Execution:
     shard: Shard = (1, 1)
     memory_budget_bytes: int | None = None
     batch_tokens: int | None = None
-    """Tokens per batch; None lets the scorer choose."""
+    """Tokens of one forward pass; None lets the scorer choose."""
+    batch_rows: int | None = None
+    """Generations in flight; None lets the scorer choose."""
     command: str | None = None
     """The command line, for the report."""
 
@@ -150,16 +152,17 @@ def _evaluate(run: _Loaded, on_note: Callable[[str], None]) -> bool:
         run.plans,
         conditions=run.recipe.conditions,
         condition_of=run.condition_of,
-        scorer_of=cache(partial(_scorer, run, batch_tokens=run.execution.batch_tokens)),
+        scorer_of=cache(partial(_scorer, run)),
     )
     _record(run, cells, on_note)
+    carry_over(run.run_dir, cells, "confirm", "items", run.limit)
     complete = _score(run, cells, "items", run.limit)
     complete &= _score(
         run, _control_cells(run, cells), "control", min(run.limit or CONTROL_ITEMS, CONTROL_ITEMS)
     )
     if complete and run.recipe.confirm:
         chosen = choose_confirmed(run.run_dir, cells, run.limit, run.recipe.confirm_configurations)
-        carry_over(run.run_dir, chosen)
+        carry_over(run.run_dir, chosen, "items", "confirm", None)
         complete = _score(run, chosen, "confirm", None)
     if complete:
         _finish(run, cells, on_note)
@@ -186,12 +189,22 @@ def _control_cells(run: _Loaded, cells: Sequence[Cell]) -> list[Cell]:
         with run.host.with_patches(swap()):
             return ()
 
-    scorer = _scorer(run, HOST, batch_tokens=_other_plan(run))
+    scorer = _scorer(run, HOST)
+    scorer.max_tokens = max(1, scorer.max_tokens // 3)
+    scorer.max_rows = max(1, scorer.max_rows // 3)
     return [
         replace(cell, scorer=scorer, patches=swap_and_return)
         for cell in cells
         if cell.configuration == HOST
     ]
+
+
+def _scorer(run: _Loaded, speaker: str) -> Any:
+    from moegraft.evals.scorer import Scorer
+
+    host, how = run.host, run.execution
+    tokenizer = host.tokenizer if speaker == HOST else host.donor_tokenizers[speaker]
+    return Scorer(host, tokenizer, max_tokens=how.batch_tokens, max_rows=how.batch_rows)
 
 
 def _record(run: _Loaded, cells: Sequence[Cell], on_note: Callable[[str], None]) -> None:
@@ -219,8 +232,8 @@ def _record(run: _Loaded, cells: Sequence[Cell], on_note: Callable[[str], None])
         "host": run.recipe.host,
         "donor": run.recipe.donor,
         "checkpoints": {
-            HOST: _fingerprint(host.checkpoint),
-            **{name: _fingerprint(c) for name, c in host.donor_checkpoints.items()},
+            name: _fingerprint(checkpoint, host.component_hashes(name))
+            for name, checkpoint in ((HOST, host.checkpoint), *host.donor_checkpoints.items())
         },
         "device": _device_name(host),
         "dtype": str(host.dtype).removeprefix("torch."),
@@ -256,12 +269,14 @@ def _finish(run: _Loaded, cells: Sequence[Cell], on_note: Callable[[str], None])
         store.write_atomically(run.run_dir / "DONE", b"")
 
 
-def _fingerprint(checkpoint: Any) -> dict[str, Any]:
+def _fingerprint(checkpoint: Any, hashes: Mapping[Any, str]) -> dict[str, Any]:
     headers = json.dumps(checkpoint.header_hashes(), sort_keys=True).encode()
+    content = json.dumps(sorted((str(unit), digest) for unit, digest in hashes.items())).encode()
     return {
         "source": checkpoint.source,
         "revision": checkpoint.revision,
         "headers": hashlib.sha256(headers).hexdigest(),
+        "content": hashlib.sha256(content).hexdigest(),
         "num_bytes": checkpoint.num_bytes,
     }
 
