@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -91,11 +92,12 @@ def to_latex(table: Table) -> str:
     rows.append(r"\midrule")
     for label, entries in table.rows:
         rows.append(rf"{latex_escape(label)} & {' & '.join(map(entry, entries))} \\")
-    caption = " ".join([table.title + ".", *table.notes])
+    title = re.sub(r"^Table \d+\. ", "", table.title)  # LaTeX numbers tables itself
+    caption = " ".join([f"{title}.", *table.notes])
     return "\n".join(
         [
             r"\begin{table}",
-            r"\centering\small",
+            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
             rf"\begin{{tabular}}{{l{'l' * len(table.columns)}}}",
             r"\toprule",
             *rows,

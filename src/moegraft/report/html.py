@@ -25,6 +25,8 @@ _CAPTIONS = {
     "number; the daggers of the tables are.",
     "main-effects.svg": "Effect of each component averaged over all states of the others.",
 }
+# What the figures were drawn with -> what follows the page's light or dark mode.
+_LIVE_COLOURS = {INK: "currentColor", "#0072b2": "var(--attention)"}
 # Nothing may be loaded, not even if model text found a way around the escaping.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -142,7 +144,9 @@ def _figures(figures: Mapping[str, Path]) -> str:
     for name, caption in _CAPTIONS.items():
         if name in figures:
             svg = _read(figures[name])
-            svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("#ffffff", "none")
+            svg = svg[svg.index("<svg") :].replace("#ffffff", "none")
+            for colour, live in _LIVE_COLOURS.items():
+                svg = svg.replace(colour, live)
             prefix = name.removesuffix(".svg")
             for mark in ('id="', "url(#", 'xlink:href="#'):
                 svg = svg.replace(mark, f"{mark}{prefix}-")  # two figures, one document
