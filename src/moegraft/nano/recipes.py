@@ -1,0 +1,100 @@
+"""The two post-trainings of the nano pair: what each imitates, prefers and is rewarded for."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from random import Random
+from typing import Any
+
+from moegraft.nano import worlds
+from moegraft.train.data import Exchange, Record, demonstration, preference, task
+from moegraft.train.options import TrainOptions
+
+VERIFIER_OF = {"math": "last_number", "reading": "yes_no", "science": "letter"}
+CONVERSATION = "science_turns"
+"""The kind of record that asks its science question after earlier exchanges."""
+
+
+@dataclass(frozen=True, slots=True)
+class PostTraining:
+    """One post-training from the base model; mixtures are shares of worlds."""
+
+    name: str
+    summary: str
+    sft_mix: Mapping[str, float]
+    sft: TrainOptions
+    dpo_mix: Mapping[str, float]
+    dpo: TrainOptions
+    rl_mix: Mapping[str, float] = field(default_factory=dict)
+    rl: TrainOptions | None = None
+    seed: int = 0
+
+
+SFT_DPO = PostTraining(
+    name="sft-dpo",
+    summary="a general assistant: reading, science and conversations, a little arithmetic",
+    sft_mix={"science": 0.35, CONVERSATION: 0.15, "reading": 0.38, "math": 0.12},
+    sft=TrainOptions(num_steps=400, batch=32, learning_rate=6e-4, seed=1),
+    dpo_mix={"science": 0.4, "reading": 0.4, "math": 0.2},
+    dpo=TrainOptions(num_steps=80, batch=16, learning_rate=1e-4, seed=2),
+    seed=1,
+)
+RLVR = PostTraining(
+    name="rlvr",
+    summary="a problem solver: written-out steps, then rewards for verified answers",
+    sft_mix={"math": 0.60, "science": 0.20, "reading": 0.20},
+    sft=TrainOptions(num_steps=400, batch=32, learning_rate=6e-4, seed=3),
+    dpo_mix={"math": 0.7, "science": 0.15, "reading": 0.15},
+    dpo=TrainOptions(num_steps=80, batch=16, learning_rate=1e-4, seed=4),
+    rl_mix={"math": 0.8, "science": 0.1, "reading": 0.1},
+    rl=TrainOptions(num_steps=150, batch=64, learning_rate=1e-4, seed=5),
+    seed=2,
+)
+RECIPES = {recipe.name: recipe for recipe in (SFT_DPO, RLVR)}
+
+
+def _draws(
+    mix: Mapping[str, float], rng: Random
+) -> Iterator[tuple[str, dict[str, Any], list[Exchange]]]:
+    """Worlds in the shares of `mix`, each with a training item and any earlier exchanges."""
+    while True:
+        kind = rng.choices(list(mix), weights=list(mix.values()))[0]
+        before = worlds.exchanges(rng) if kind == CONVERSATION else []
+        world = "science" if kind == CONVERSATION else kind
+        yield world, worlds.training_item(world, rng), before
+
+
+def demonstrations(recipe: PostTraining) -> list[Record]:
+    """All records of the supervised stage."""
+    rng = Random(f"{recipe.name} {recipe.seed} sft")
+    records = []
+    for world, item, before in islice(
+        _draws(recipe.sft_mix, rng), recipe.sft.num_steps * recipe.sft.batch
+    ):
+        module = worlds.WORLDS[world]
+        records.append(demonstration(module.prompt(item), module.response(item), before))
+    return records
+
+
+def preferences(recipe: PostTraining) -> list[Record]:
+    """All comparisons of the preference stage: the right response against a careless one."""
+    rng = Random(f"{recipe.name} {recipe.seed} dpo")
+    records = []
+    for world, item, before in islice(
+        _draws(recipe.dpo_mix, rng), recipe.dpo.num_steps * recipe.dpo.batch
+    ):
+        module = worlds.WORLDS[world]
+        wrong = module.mistake(item, rng)
+        records.append(preference(module.prompt(item), module.response(item), wrong, before))
+    return records
+
+
+def tasks(recipe: PostTraining, num_generations: int) -> list[Record]:
+    """All prompts of the reinforcement stage, one for each group of completions."""
+    assert recipe.rl is not None
+    rng = Random(f"{recipe.name} {recipe.seed} rl")
+    number = recipe.rl.num_steps * recipe.rl.batch // num_generations
+    return [
+        task(worlds.WORLDS[world].prompt(item), VERIFIER_OF[world], worlds.gold(world, item))
+        for world, item, _ in islice(_draws(recipe.rl_mix, rng), number)
+    ]

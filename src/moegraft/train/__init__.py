@@ -1,0 +1,24 @@
+"""Training: thin, flat wrappers on TRL, and rewards that check answers."""
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "TrainOptions": "moegraft.train.options",
+    "train_sft": "moegraft.train.sft",
+    "train_dpo": "moegraft.train.dpo",
+    "train_grpo": "moegraft.train.grpo",
+    "demonstration": "moegraft.train.data",
+    "preference": "moegraft.train.data",
+    "task": "moegraft.train.data",
+    "verify": "moegraft.train.verifiers",
+}
+
+__all__ = [*_EXPORTS]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names on first use (PEP 562)."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'moegraft.train' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

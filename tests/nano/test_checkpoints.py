@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+import moegraft
+
+FOLDER = Path(moegraft.__file__).parent / "nano" / "checkpoints"
+NAMES = ("base", "sft-dpo", "rlvr")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_packaged_checkpoint_loads_whole(name):
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        FOLDER / name, output_loading_info=True, dtype="auto"
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert model.config.model_type == "olmoe"
+    assert model.dtype == torch.bfloat16
+    assert model.config.max_position_embeddings == 8192
+    assert 1e6 <= sum(p.numel() for p in model.parameters()) <= 2e6
+
+
+def test_the_package_holds_at_most_twelve_megabytes_of_checkpoints():
+    assert sum(p.stat().st_size for p in FOLDER.rglob("*") if p.is_file()) <= 12e6
+
+
+def test_all_three_share_one_tokenizer():
+    files = [(FOLDER / name / "tokenizer.json").read_bytes() for name in NAMES]
+    assert files[0] == files[1] == files[2]
+
+
+@pytest.mark.parametrize("name", ("sft-dpo", "rlvr"))
+def test_a_post_trained_checkpoint_answers_and_stops(name):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from moegraft.nano import worlds
+
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / name)
+    model = AutoModelForCausalLM.from_pretrained(FOLDER / name, dtype="float32")
+    items = worlds.test_items("reading")[:8]
+    chats = [[{"role": "user", "content": worlds.reading_world.prompt(item)}] for item in items]
+    batch = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    )
+    out = model.generate(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=4
+    )
+    said = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert set(said) <= {"yes", "no"}
