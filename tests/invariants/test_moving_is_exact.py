@@ -21,12 +21,9 @@ SELECTIONS = [
     ("all",),
     ("rest",),
     ("router", "experts"),
-    ("attention",),
-    ("experts", "layers=1"),
     ("attention", "norm", "layers=0"),
     ("experts[3]",),
     ("experts[0-1,5]", "layers=1"),
-    ("embedding", "lm_head"),
 ]
 
 

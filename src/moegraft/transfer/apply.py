@@ -19,7 +19,7 @@ from moegraft.checkpoint.writer import (
     write_shards,
 )
 from moegraft.errors import MissingExtraError, OutputError
-from moegraft.transfer.plan import Plan, Source
+from moegraft.transfer.plan import Filling, Plan, Source
 from moegraft.transfer.provenance import PROVENANCE, write_provenance
 from moegraft.transfer.publish import CARD, find_licence, write_card
 
@@ -59,7 +59,7 @@ def apply_plan(
         CheckpointError: a source changed meanwhile.
     """
     licence = find_licence(plan)
-    entries = [_entry(plan, tensor) for tensor in plan.host.tensors.values()]
+    entries = [_entry(t, plan.fillings[name]) for name, t in plan.host.tensors.items()]
     shards = plan_shards(
         entries, shard_of={name: str(t.file) for name, t in plan.host.tensors.items()}
     )
@@ -101,20 +101,19 @@ def side_files(folder: Path) -> tuple[list[Path], list[str]]:
     return carried, left_out
 
 
-def _entry(plan: Plan, tensor: TensorHeader) -> Entry:
-    pieces = plan.tensors[tensor.name]
-    if not pieces:
+def _entry(tensor: TensorHeader, fillings: Sequence[Filling]) -> Entry:
+    if not fillings:
         return Entry.of(tensor)
-    sources = tuple(_bytes_of(plan, stored) for stored in pieces)
-    return Entry(tensor.name, tensor.dtype, tensor.shape, sources)
-
-
-def _bytes_of(plan: Plan, stored: StoredPiece) -> ByteRange | Produced:
-    source = plan.source(stored.piece.key)
-    origin = plan.origin(stored)
-    if source.copies:
-        return ByteRange(origin.file, origin.start, origin.nbytes)
-    return Produced(stored.nbytes, partial(_mixed_bytes, source, stored, origin))
+    sources: list[ByteRange | Produced] = []
+    for stored, source, origin in fillings:
+        piece = origin.piece
+        if source.copies:
+            file, start = origin.tensor.file, origin.tensor.start + piece.offset
+            sources.append(ByteRange(file, start, piece.nbytes))
+        else:
+            produce = partial(_mixed_bytes, source, stored, origin)
+            sources.append(Produced(stored.piece.nbytes, produce))
+    return Entry(tensor.name, tensor.dtype, tensor.shape, tuple(sources))
 
 
 def _mixed_bytes(source: Source, host: StoredPiece, donor: StoredPiece) -> Any:

@@ -12,6 +12,10 @@ from moegraft.transfer.scope import Scope, Slot, slot_of
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """Dtypes that numbers can be mixed in and cast between."""
 
+_NARROW = frozenset(
+    {"F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4"}
+)
+
 _COMPANIONS = (
     "weight_scale_inv",
     "weight_scale",
@@ -53,7 +57,7 @@ def check_donor(
     converted = set()
     quantised = _quantised(ours) | _quantised(theirs)
     for key, stored in ours.items():
-        slot = slot_of(key)
+        slot = Slot(*key[:3])
         rule = rules.get(slot)
         if rule is None:
             continue
@@ -63,12 +67,15 @@ def check_donor(
                 f"donor {name!r} has no counterpart of {stored.name!r} ({key}); "
                 "a component moves with all its tensors or not at all"
             )
-        _check_shape(name, stored, given)
-        scaled = _weight_of(key) in quantised
-        if stored.dtype != given.dtype:
-            _check_cast(name, stored, given, scaled, cast)
+        if stored.piece.shape != given.piece.shape:
+            raise IncompatibleError(
+                f"{stored.name}: host has shape {list(stored.shape)}, donor {name!r} "
+                f"{list(given.shape)} for {key}; shapes must be equal"
+            )
+        if stored.tensor.dtype != given.tensor.dtype:
+            _check_cast(name, stored, given, _weight_of(key) in quantised, cast)
             converted.add(slot)
-        if rule != "take" and (scaled or stored.dtype not in FLOATS):
+        if rule != "take" and (_weight_of(key) in quantised or stored.dtype not in FLOATS):
             raise IncompatibleError(
                 f"{stored.name}: quantised tensors cannot be mixed by {rule!r}; use 'take'"
             )
@@ -95,14 +102,6 @@ def _check_configs(
         if level == "warning":
             warnings.append(f"{difference} ({name}); the result uses the host's")
     return warnings
-
-
-def _check_shape(name: str, ours: StoredPiece, theirs: StoredPiece) -> None:
-    if ours.piece.shape != theirs.piece.shape:
-        raise IncompatibleError(
-            f"{ours.name}: host has shape {list(ours.piece.shape)}, donor {name!r} "
-            f"{list(theirs.piece.shape)} for {ours.piece.key}; shapes must be equal"
-        )
 
 
 def _check_cast(
@@ -140,5 +139,5 @@ def _quantised(pieces: Mapping[Key, StoredPiece]) -> set[Key]:
     return {
         _weight_of(key)
         for key, stored in pieces.items()
-        if key.role.endswith(_COMPANIONS) or stored.dtype.startswith(("F8", "F6", "F4"))
+        if key.role.endswith(_COMPANIONS) or stored.tensor.dtype in _NARROW
     }

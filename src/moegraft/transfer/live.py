@@ -12,7 +12,7 @@ from moegraft.families import Piece
 from moegraft.runtime import Host, Patch
 from moegraft.transfer.mix import fill_piece
 from moegraft.transfer.plan import KEEP, Plan, Source, plan_transfer
-from moegraft.transfer.recipe import HOST, component_recipe
+from moegraft.transfer.recipe import component_recipe
 from moegraft.transfer.scope import Slot
 
 
@@ -131,7 +131,9 @@ def _from_stored(plan: Plan, like: Tensor, name: str, expert: int | None) -> Ten
                 "so it cannot be mixed or cast in a live model"
             )
         source = plan.source(piece.key)
-        parts.append(fill_piece(source, found, plan.origin(found)))
+        assert source is not KEEP, "all pieces of one slot have one source"
+        donor = plan.donors[source.name].pieces()[piece.key]
+        parts.append(fill_piece(source, found, donor))
     value = parts[0] if len(parts) == 1 else torch.cat(parts)
     return value.to(device=like.device, dtype=like.dtype)
 

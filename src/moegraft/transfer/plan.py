@@ -1,17 +1,17 @@
 """Recipe and headers to a checked plan: for every piece of the host, where its bytes come from."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from moegraft.checkpoint import Checkpoint, StoredPiece, TensorHeader
+from moegraft.checkpoint import Checkpoint, StoredPiece
 from moegraft.errors import RecipeError
 from moegraft.families import Key
 from moegraft.transfer.checks import check_donor
 from moegraft.transfer.recipe import HOST, TransferRecipe
-from moegraft.transfer.scope import Scope, Slot, resolve, slot_of, spell
+from moegraft.transfer.scope import Scope, Slot, resolve, slots_of, spell
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,16 @@ class Account(NamedTuple):
     nbytes: int
 
 
+class Filling(NamedTuple):
+    """One piece of the output."""
+
+    stored: StoredPiece
+    """The host's piece, whose place it takes."""
+    source: Source
+    origin: StoredPiece
+    """Whose bytes fill it, or are mixed into it."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Where every piece of the output comes from. Pure: made from headers, holds no tensor."""
@@ -67,27 +77,23 @@ class Plan:
     warnings: tuple[str, ...]
     """Sentences about differences between the configs that the moved components depend on."""
 
-    def source(self, key: Key | None) -> Source:
-        """Where the piece `key` comes from; None stands for a tensor that fits no pattern."""
-        return KEEP if key is None else self.moves.get(Slot(*key[:3]), KEEP)
-
-    def origin(self, stored: StoredPiece) -> StoredPiece:
-        """The piece whose bytes fill, or are mixed into, the host's piece `stored`."""
-        source = self.source(stored.piece.key)
-        if source is KEEP:
-            return stored
-        return self.donors[source.name].pieces()[stored.piece.key]
+    def source(self, key: Key) -> Source:
+        """Where the piece `key` comes from."""
+        return self.moves.get(Slot(*key[:3]), KEEP)
 
     @cached_property
-    def tensors(self) -> Mapping[str, tuple[StoredPiece, ...]]:
-        """Pieces of each of the host's tensors in storage order; empty for unknown tensors."""
-        found: dict[str, list[StoredPiece]] = {name: [] for name in self.host.tensors}
-        for stored in self.host.pieces().values():
-            found[stored.name].append(stored)
-        return {
-            name: tuple(sorted(pieces, key=lambda s: s.piece.offset))
-            for name, pieces in found.items()
-        }
+    def fillings(self) -> Mapping[str, tuple[Filling, ...]]:
+        """What fills each of the host's tensors, piece by piece in storage order.
+
+        By tensor name, in file order; empty for tensors that fit no pattern, which stay whole.
+        """
+        found: dict[str, list[Filling]] = {name: [] for name in self.host.tensors}
+        donors = {name: donor.pieces() for name, donor in self.donors.items()}
+        for key, stored in self.host.pieces().items():
+            source = self.moves.get(Slot(*key[:3]), KEEP)
+            origin = stored if source is KEEP else donors[source.name][key]
+            found[stored.tensor.name].append(Filling(stored, source, origin))
+        return {name: tuple(fillings) for name, fillings in found.items()}
 
     @cached_property
     def nbytes(self) -> int:
@@ -99,30 +105,29 @@ class Plan:
         """Whether carrying the plan out only moves bytes and needs no torch."""
         return all(source.copies for source in self.moves.values())
 
-    def origins(self, tensor: TensorHeader) -> Iterator[tuple[StoredPiece | TensorHeader, bool]]:
-        """What fills a host tensor, piece by piece, and whether its bytes move as they are."""
-        if not self.tensors[tensor.name]:
-            yield tensor, True
-        for stored in self.tensors[tensor.name]:
-            yield self.origin(stored), self.source(stored.piece.key).copies
-
     @cached_property
     def num_ranges(self) -> int:
         """Runs of bytes that lie together in a source and in the output."""
         count, end = 0, None
-        for tensor in self.host.tensors.values():
-            for origin, copied in self.origins(tensor):
-                count += not copied or (tensor.file, origin.file, origin.start) != end
-                end = (tensor.file, origin.file, origin.start + origin.nbytes) if copied else None
+        for name, tensor in self.host.tensors.items():
+            parts = [
+                (s.copies, o.tensor.file, o.tensor.start + o.piece.offset, o.piece.nbytes)
+                for _, s, o in self.fillings[name]
+            ] or [(True, tensor.file, tensor.start, tensor.nbytes)]
+            for copies, file, start, nbytes in parts:
+                count += not copies or (tensor.file, file, start) != end
+                end = (tensor.file, file, start + nbytes) if copies else None
         return count
 
     @cached_property
     def accounts(self) -> tuple[Account, ...]:
         """One row for each component and source; their bytes add up to the output's."""
         rows: dict[tuple[str, str], list[StoredPiece]] = defaultdict(list)
-        for key, stored in self.host.pieces().items():
-            rows[key.component, str(self.source(key))].append(stored)
-        made = [_account(*pair, found) for pair, found in rows.items()]
+        spelled = {source: str(source) for source in {KEEP, *self.moves.values()}}
+        for fillings in self.fillings.values():
+            for stored, source, _ in fillings:
+                rows[stored.piece.key.component, spelled[source]].append(stored)
+        made = [_account(component, source, found) for (component, source), found in rows.items()]
         if self.host.unknown:
             sizes = [self.host.tensors[name].nbytes for name in self.host.unknown]
             made.append(Account("unknown", HOST, "", "", len(sizes), 0, sum(sizes)))
@@ -133,23 +138,22 @@ class Plan:
         """Tensors, pieces and bytes that each selection of the recipe moves."""
         names: list[set[str]] = [set() for _ in self.recipe.selections]
         pieces, nbytes = [0] * len(names), [0] * len(names)
-        for key, stored in self.host.pieces().items():
-            index = self.source(key).selection
-            if index is not None:
-                names[index].add(stored.name)
-                pieces[index] += 1
-                nbytes[index] += stored.nbytes
+        for name, fillings in self.fillings.items():
+            for stored, source, _ in fillings:
+                if source.selection is not None:
+                    names[source.selection].add(name)
+                    pieces[source.selection] += 1
+                    nbytes[source.selection] += stored.piece.nbytes
         return tuple(zip(map(len, names), pieces, nbytes, strict=True))
 
     def unused(self, donor: str) -> Mapping[str, int]:
         """Number of the donor's tensors that give nothing, by component."""
-        used = {slot for slot, source in self.moves.items() if source.name == donor}
+        fillings = [filling for found in self.fillings.values() for filling in found]
+        giving = {f.origin.tensor.name for f in fillings if f.source.name == donor}
         counts: dict[str, set[str]] = defaultdict(set)
-        kept = self.donors[donor].pieces()
-        giving = {stored.name for key, stored in kept.items() if slot_of(key) in used}
-        for key, stored in kept.items():
-            if stored.name not in giving:
-                counts[key.component].add(stored.name)
+        for key, stored in self.donors[donor].pieces().items():
+            if stored.tensor.name not in giving:
+                counts[key.component].add(stored.tensor.name)
         counted = {component: len(names) for component, names in counts.items()}
         unknown = len(self.donors[donor].unknown)
         return counted | ({"unknown": unknown} if unknown else {})
@@ -170,9 +174,10 @@ def plan_transfer(
     assert set(donors) == set(recipe.donors), "one opened checkpoint for each donor of the recipe"
     moves: dict[Slot, Source] = {}
     scopes: dict[str, list[Scope]] = {name: [] for name in donors}
+    slots_of_host = slots_of(host)
     for index, selection in enumerate(recipe.selections):
         name = recipe.donor_of(selection)
-        scope, slots = resolve(recipe, selection, host)
+        scope, slots = resolve(recipe, selection, host, slots_of_host)
         scopes[name].append(scope)
         for slot in slots:
             if slot in moves:
@@ -201,7 +206,7 @@ def _account(component: str, source: str, found: Sequence[StoredPiece]) -> Accou
         source,
         spell(sorted(layers)),
         spell(sorted(experts)),
-        len({stored.name for stored in found}),
+        len({stored.tensor.name for stored in found}),
         len(found),
-        sum(stored.nbytes for stored in found),
+        sum(stored.piece.nbytes for stored in found),
     )

@@ -57,13 +57,13 @@ def slot_of(key: Key) -> Slot:
 
 def slots_of(checkpoint: Checkpoint) -> dict[Slot, None]:
     """Every slot of `checkpoint`, each once, in the order of the pieces."""
-    return dict.fromkeys(map(slot_of, checkpoint.pieces()))
+    return dict.fromkeys(Slot(*key[:3]) for key in checkpoint.pieces())
 
 
 def resolve(
-    recipe: TransferRecipe, selection: Selection, host: Checkpoint
+    recipe: TransferRecipe, selection: Selection, host: Checkpoint, slots: Mapping[Slot, None]
 ) -> tuple[Scope, list[Slot]]:
-    """What `selection` means on `host`: its scope, and the host's slots in it.
+    """What `selection` means on `host`: its scope, and which of the host's `slots` are in it.
 
     Raises:
         RecipeError: a component, layer or expert that the host lacks, `lm_head` while it is tied
@@ -80,12 +80,12 @@ def resolve(
                 raise RecipeError(f"experts {choice.experts}: {host.source} has no experts")
             experts = frozenset(read_indices(choice.experts, "experts", host.num_experts))
     scope = Scope(frozenset(components), layers, experts)
-    all_slots = slots_of(host)
-    covered = [slot for slot in all_slots if scope.covers(slot)]
+    covered = [s for s in slots if s.component in components and scope.covers(s)]
+    found = {slot.component for slot in covered}
     for choice in selection.choices():
         members = _members(choice.name, recipe, host)
-        if not any(slot.component in members for slot in covered):
-            raise RecipeError(_no_match(choice.name, members, selection, host, all_slots))
+        if members.isdisjoint(found):
+            raise RecipeError(_no_match(choice.name, members, selection, host, slots))
     _check_divisible(scope, covered, host)
     return scope, covered
 
