@@ -1,0 +1,81 @@
+"""Invariant 5: after any swap context the host's parameters are the same storage and bytes."""
+
+import pytest
+import torch
+
+from moegraft.runtime import Host, Patch
+from moegraft.runtime.swap import slots
+
+
+def _identity(model):
+    return {
+        name: (id(slot.tensor), slot.tensor.data_ptr(), slot.tensor.clone())
+        for name, slot in slots(model).items()
+    }
+
+
+def _same(before, after, *, storage):
+    for name, (number, pointer, value) in before.items():
+        assert after[name][0] == number
+        assert not storage or after[name][1] == pointer
+        assert torch.equal(after[name][2], value)
+
+
+def _budget(host):
+    return int(1.15 * sum(p.numel() * p.element_size() for p in host.model.parameters()))
+
+
+@pytest.fixture(params=["resident", "streamed"])
+def loaded(request, make_olmoe, tmp_path):
+    paths = [
+        make_olmoe(tmp_path / n, seed=s, num_hidden_layers=8) for s, n in enumerate(("a", "b"))
+    ]
+    host = Host.load(str(paths[0]), {"donor": str(paths[1])}, device="cpu")
+    if request.param == "streamed":
+        source, donors = str(paths[0]), {"donor": str(paths[1])}
+        host = Host.load(source, donors, device="cpu", memory_budget_bytes=_budget(host))
+    assert host.memory.mode == request.param
+    return host
+
+
+class _Left(BaseException):
+    """Neither an Exception nor known to anyone."""
+
+
+@pytest.mark.parametrize("leave", [None, ValueError, KeyboardInterrupt, SystemExit, _Left])
+def test_a_swap_restores_everything_however_it_is_left(loaded, leave):
+    before = _identity(loaded.model)
+    experts = "model.layers.3.mlp.experts.down_proj"
+    one = Patch(experts, torch.zeros_like(loaded.parameter(experts)[2]), expert=2)
+    for patches in (loaded.donor_patches("donor"), [one]):
+        try:
+            with loaded.with_patches(patches) as model:
+                changed = [n for n, (*_, v) in _identity(model).items() if _differs(before, n, v)]
+                assert changed
+                if leave is not None:
+                    raise leave
+        except BaseException as error:
+            if leave is None or not isinstance(error, leave):
+                raise
+        _same(before, _identity(loaded.model), storage=loaded.memory.mode == "resident")
+
+
+def _differs(before, name, value):
+    return not torch.equal(before[name][2], value)
+
+
+def test_a_swap_that_fails_half_way_restores_everything(loaded):
+    before = _identity(loaded.model)
+
+    def fails():
+        raise KeyboardInterrupt
+
+    patches = [
+        *(p for p in loaded.donor_patches("donor") if "layers.7" not in p.parameter),
+        Patch("model.layers.7.mlp.gate.weight", fails),
+    ]
+    with pytest.raises(KeyboardInterrupt), loaded.with_patches(patches):
+        pytest.fail("the block must not run")
+    _same(before, _identity(loaded.model), storage=loaded.memory.mode == "resident")
+    with loaded.with_patches([]):
+        pass
