@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from moegraft.errors import EvalDataError
 from moegraft.evals.condition import Condition, Decoding, Item, Pair
@@ -41,6 +41,7 @@ class Generation:
     """It ends in a repetition loop."""
 
 
+@runtime_checkable
 class Answers(Protocol):
     """What `score_items` needs of a scorer; `scorer.Scorer` is one."""
 
