@@ -1,8 +1,9 @@
 """Every number of a report, computed once from the items of a run and kept in summary.json."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,17 @@ REFERENCES = ("host", "donor")
 """Every configuration is tested against each of these; each is one family of tests."""
 
 Summary = dict[str, Any]
+Resample = Callable[[np.ndarray], ItemBootstrap]
 _Entry = dict[str, Any]
 
 
-def summarize(run: Run | Path | str, *, seed: int = 0, write: bool = True) -> Summary:
+def summarize(
+    run: Run | Path | str,
+    *,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+    write: bool = True,
+) -> Summary:
     """Compute every estimate, interval and test of a run; write `summary.json`.
 
     Proportions and differences are fractions (0.03 = 3 points). Cells that are not finished get
@@ -50,6 +58,7 @@ def summarize(run: Run | Path | str, *, seed: int = 0, write: bool = True) -> Su
     Args:
         run: a run directory of `sweep`, finished or not, or what `read_run` returned for it.
         seed: of the bootstrap.
+        num_resamples: of the bootstrap.
         write: whether to write `summary.json` into the run directory.
 
     Raises:
@@ -57,8 +66,9 @@ def summarize(run: Run | Path | str, *, seed: int = 0, write: bool = True) -> Su
     """
     run = run if isinstance(run, Run) else read_run(run)
     limit = run.recipe.get("limit")
-    subset = _section(run, run.items, limit if isinstance(limit, int) else None, seed)
-    full = _section(run, run.confirm, None, seed) if run.confirm else None
+    resample = partial(ItemBootstrap.of, seed=seed, num_resamples=num_resamples)
+    subset = _section(run, run.items, limit if isinstance(limit, int) else None, resample)
+    full = _section(run, run.confirm, None, resample) if run.confirm else None
     summary: Summary = {
         "schema": SCHEMA,
         "run": {
@@ -69,7 +79,7 @@ def summarize(run: Run | Path | str, *, seed: int = 0, write: bool = True) -> Su
             "env": dict(run.env),
             "recipe": dict(run.recipe),
         },
-        "settings": {"seed": seed, "num_resamples": NUM_RESAMPLES, "level": 0.95},
+        "settings": {"seed": seed, "num_resamples": num_resamples, "level": 0.95},
         "configurations": list(run.configurations),
         "conditions": list(run.conditions),
         "subset": subset,
@@ -91,12 +101,12 @@ def find_cell(section: Mapping[str, Any], configuration: str, condition: str) ->
     return None
 
 
-def _section(run: Run, cells: Cells, limit: int | None, seed: int) -> _Entry:
+def _section(run: Run, cells: Cells, limit: int | None, resample: Resample) -> _Entry:
     entries: list[_Entry] = []
     effects: list[_Entry] = []
     conditions: list[_Entry] = []
     for condition in (name for name in run.conditions if name in cells):
-        found = _analyse(run, condition, cells[condition], limit, seed)
+        found = _analyse(run, condition, cells[condition], limit, resample)
         conditions.append(found["condition"])
         effects += found["effects"]
         entries += found["cells"]
@@ -105,7 +115,11 @@ def _section(run: Run, cells: Cells, limit: int | None, seed: int) -> _Entry:
 
 
 def _analyse(
-    run: Run, condition: str, cells: Mapping[str, Mapping[str, Row]], limit: int | None, seed: int
+    run: Run,
+    condition: str,
+    cells: Mapping[str, Mapping[str, Row]],
+    limit: int | None,
+    resample: Resample,
 ) -> _Entry:
     names, items = finished_cells(cells, limit)
     unpaired = set(run.env.get("unpaired_configurations", []))
@@ -115,19 +129,19 @@ def _analyse(
     repeated = int(run.recipe.get("repeats") or 1) > 1
     binary = not repeated and all(is_binary(column) for column in scores.values())
     matrix = align(run, condition, {name: rows[name] for name in paired}, items)
-    bootstrap = ItemBootstrap.of(matrix, seed=seed) if items and paired else None
+    bootstrap = resample(matrix) if items and paired else None
     entries = []
     for name in sorted(cells, key=configuration_order):
         finished = name in names
         entry = _describe(name, condition, list((rows if finished else cells)[name].values()))
         entry["finished"] = finished
         entry["paired"] = name in paired
+        if finished and bootstrap is not None:
+            entry["against"] = _against(name, paired, scores, bootstrap, binary)
         if finished and name in paired and bootstrap is not None:
-            entry |= _compare(name, paired, scores, bootstrap, binary)
+            entry |= _place(name, paired, bootstrap)
         elif finished:
-            alone = ItemBootstrap.of(scores[name][:, None], seed=seed)
-            entry["bootstrap"] = _pair(alone.estimate(np.ones(1)))
-            entry["against"] = _unpaired(name, names, scores, binary)
+            entry["bootstrap"] = _pair(resample(scores[name][:, None]).estimate(np.ones(1)))
         entries.append(entry)
     effects = _effects(condition, paired, bootstrap) if bootstrap is not None else []
     about = {"name": condition, "num_items": len(items), "binary": binary}
@@ -158,41 +172,40 @@ def _describe(configuration: str, condition: str, rows: Sequence[Row]) -> _Entry
     }
 
 
-def _compare(
+def _place(name: str, paired: Sequence[str], bootstrap: ItemBootstrap) -> _Entry:
+    """The interval of a cell's own mean, and the share of the gap that it recovers."""
+    column = paired.index(name)
+    own = np.zeros(len(paired))
+    own[column] = 1.0
+    found: _Entry = {"bootstrap": _pair(bootstrap.estimate(own))}
+    if name not in REFERENCES and set(REFERENCES) <= set(paired):
+        gap = bootstrap.gap_recovered(column, paired.index("host"), paired.index("donor"))
+        found["gap_recovered"] = {"value": gap.value, "interval": _pair(gap)} if gap else None
+    return found
+
+
+def _against(
     name: str,
     paired: Sequence[str],
     scores: Mapping[str, np.ndarray],
     bootstrap: ItemBootstrap,
     binary: bool,
 ) -> _Entry:
-    column = paired.index(name)
-    own = np.zeros(len(paired))
-    own[column] = 1.0
-    found: _Entry = {"bootstrap": _pair(bootstrap.estimate(own)), "against": {}}
-    for reference in (other for other in REFERENCES if other in paired and other != name):
-        difference = bootstrap.difference(column, paired.index(reference))
-        entry = _test(scores[name], scores[reference], binary)
-        entry |= {"difference": difference.value, "interval": _pair(difference)}
-        if binary:
-            table = mcnemar(scores[name], scores[reference])
-            entry |= {"mcnemar_p": table.p, "wins": table.wins, "losses": table.losses}
-            entry["ties"] = table.ties
-        found["against"][reference] = entry
-    if name not in REFERENCES and set(REFERENCES) <= set(paired):
-        places = (column, paired.index("host"), paired.index("donor"))
-        gap = bootstrap.gap_recovered(*places)
-        found["gap_recovered"] = {"value": gap.value, "interval": _pair(gap)} if gap else None
+    """Tests of one cell against host and donor; paired ones only between equal prompts."""
+    found = {}
+    for reference in (other for other in REFERENCES if other in scores and other != name):
+        a, b = scores[name], scores[reference]
+        entry = _test(a, b, binary)
+        entry["difference"] = float(np.mean(a) - np.mean(b))
+        if {name, reference} <= set(paired):
+            difference = bootstrap.difference(paired.index(name), paired.index(reference))
+            entry["interval"] = _pair(difference)
+            if binary:
+                table = mcnemar(a, b)
+                entry |= {"mcnemar_p": table.p, "wins": table.wins, "losses": table.losses}
+                entry["ties"] = table.ties
+        found[reference] = entry
     return found
-
-
-def _unpaired(
-    name: str, names: Sequence[str], scores: Mapping[str, np.ndarray], binary: bool
-) -> _Entry:
-    against = {}
-    for reference in (other for other in REFERENCES if other in names and other != name):
-        shift = float(np.mean(scores[name]) - np.mean(scores[reference]))
-        against[reference] = {**_test(scores[name], scores[reference], binary), "difference": shift}
-    return against
 
 
 def _test(a: np.ndarray, b: np.ndarray, binary: bool) -> _Entry:

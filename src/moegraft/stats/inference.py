@@ -135,7 +135,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     if not p_values:
         return []
-    return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
+    adjusted = multipletests(list(p_values), method="holm")[1]
+    return np.asarray(adjusted, dtype=np.float64).tolist()
 
 
 def noise_floor(a: Float[np.ndarray, "item"], b: Float[np.ndarray, "item"]) -> NoiseFloor:
