@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moegraft.runtime import Host, Patch
+from moegraft.runtime import Host, Patch, fit
 from moegraft.runtime.swap import slots
 
 
@@ -21,19 +21,17 @@ def _same(before, after, *, storage):
         assert torch.equal(after[name][2], value)
 
 
-def _budget(host):
-    return int(1.15 * sum(p.numel() * p.element_size() for p in host.model.parameters()))
+@pytest.fixture(scope="module")
+def pair(make_olmoe, tmp_path_factory):
+    root = tmp_path_factory.mktemp("pair")
+    return [str(make_olmoe(root / n, seed=s, num_hidden_layers=8)) for s, n in enumerate("ab")]
 
 
-@pytest.fixture(params=["resident", "streamed"])
-def loaded(request, make_olmoe, tmp_path):
-    paths = [
-        make_olmoe(tmp_path / n, seed=s, num_hidden_layers=8) for s, n in enumerate(("a", "b"))
-    ]
-    host = Host.load(str(paths[0]), {"donor": str(paths[1])}, device="cpu")
-    if request.param == "streamed":
-        source, donors = str(paths[0]), {"donor": str(paths[1])}
-        host = Host.load(source, donors, device="cpu", memory_budget_bytes=_budget(host))
+@pytest.fixture(scope="module", params=["resident", "streamed"])
+def loaded(request, pair):
+    need = fit.estimate_memory(pair[0], {}).host_bytes
+    budget = int(1.15 * need) if request.param == "streamed" else None
+    host = Host.load(pair[0], {"donor": pair[1]}, device="cpu", memory_budget_bytes=budget)
     assert host.memory.mode == request.param
     return host
 

@@ -16,9 +16,9 @@ def ids() -> torch.Tensor:
     return torch.tensor([[5, 9, 3, 44, 17, 60, 2, 31]])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def host(olmoe_pair) -> Host:
-    """The tiny pair, both in memory."""
+    """The tiny pair, both in memory; every test leaves it as it was."""
     return Host.load(str(olmoe_pair[0]), {"donor": str(olmoe_pair[1])}, device="cpu")
 
 
