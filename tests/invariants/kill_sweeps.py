@@ -1,18 +1,21 @@
 """Runs sweeps in forked children, so that each can be killed without paying for the imports."""
 
-import os, random, signal, sys
+import os
+import random
+import signal
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
-torch.set_num_threads(1)
-from moegraft.evals.judge import score_items
-from moegraft.evals.harness import load_condition
-from moegraft.evals.scorer import Scorer
-from moegraft.runtime import Host
 from moegraft.sweep.design import SweepRecipe
 from moegraft.sweep.execute import Execution, run_sweep
-import moegraft.sweep.cells, moegraft.transfer.live
+
+torch.set_num_threads(1)
+for name in ("evals.harness", "evals.scorer", "sweep.cells"):  # before the forks, once
+    import_module(f"moegraft.{name}")
+import_module("lm_eval.tasks")
 
 host, donor, tasks, root = map(Path, sys.argv[1:5])
 rng = random.Random(7)
@@ -22,14 +25,14 @@ def recipe(limit):
     return SweepRecipe(
         str(host),
         str(donor),
-        configurations=("experts", "attention+experts"),
+        configurations=("experts",),
         conditions=("tiny_write", "tiny_choose"),
         limit=limit,
         dtype="float32",
     )
 
 
-def child(name, shard=(1, 1), die_after=None, limit=7):
+def child(name, shard=(1, 1), die_after=None, limit=5):
     """Fork; the child runs the sweep, and kills itself after `die_after` items."""
     pid = os.fork()
     if pid:
@@ -38,8 +41,7 @@ def child(name, shard=(1, 1), die_after=None, limit=7):
 
     def on_progress(now):
         scored.append(now)
-        with open(root / (name + ".log"), "a") as log:
-            log.write(f"{now.kind} {now.condition} {now.configuration}\\\n")
+        log(name, "scored")
         if len(scored) == die_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -70,20 +72,26 @@ def tear(name):
     newest = max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
     if newest is None or not (content := newest.read_bytes()):
         return
-    last = content.rstrip(b"\\\n").rfind(b"\\\n") + 1
+    last = content[:-1].rfind(b"\n") + 1
     os.truncate(newest, rng.randrange(last, len(content)))
+    log(name, "torn")
+
+
+def log(name, word):
+    with (root / f"{name}.log").open("a") as file:
+        file.write(f"{word}\n")
 
 
 assert status(child("whole")) == 0
 
 kills = 0
-while (code := status(child("killed", die_after=rng.randint(1, 12)))) == -9:
+while (code := status(child("killed", die_after=rng.randint(4, 12)))) == -9:
     kills += 1
     if kills % 2:
         tear("killed")
-assert code == 0 and kills >= 4, (code, kills)
+assert code == 0 and kills >= 3, (code, kills)
 
-pids = [child("sharded", (1, 2), die_after=9), child("sharded", (2, 2))]
+pids = [child("sharded", (1, 2), die_after=7), child("sharded", (2, 2))]
 assert sorted(map(status, pids)) == [-9, 3]
 tear("sharded")
 codes = [status(child("sharded", (i, 3), die_after=4 if i == 2 else None)) for i in (1, 2, 3)]
@@ -91,7 +99,4 @@ codes.append(status(child("sharded", (2, 3))))
 assert codes == [3, -9, 3, 0], codes
 
 assert status(child("grown", limit=3)) == 0
-before = (root / "grown.log").read_text().count("items ")
 assert status(child("grown")) == 0
-after = (root / "grown.log").read_text().count("items ")
-assert (before, after - before) == (2 * 4 * 3, 2 * 4 * 4), (before, after)
