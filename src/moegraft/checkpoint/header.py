@@ -8,6 +8,7 @@ import json
 import os
 import struct
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def read_header(file: Path) -> dict[str, TensorHeader]:
     _check_metadata(file, header.pop("__metadata__", {}))
     sizes: _Sizes = {}
     tensors = [_parse(file, name, entry, len(raw), sizes) for name, entry in header.items()]
-    tensors.sort(key=lambda t: (t.start, t.nbytes))
+    tensors.sort(key=attrgetter("start", "nbytes"))
     _check_packing(file, tensors, len(raw), size)
     return {tensor.name: tensor for tensor in tensors}
 

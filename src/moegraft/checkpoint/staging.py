@@ -170,5 +170,7 @@ def _explain(out: Path, error: OSError) -> OutputError:
     if error.errno in _FULL:
         return OutputError(f"{out}: the disk is full (or a quota is); nothing was left behind")
     if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
-        return OutputError(f"{out}: another process writes it, or has written it meanwhile; it was left alone")
+        return OutputError(
+            f"{out}: another process writes it, or has written it meanwhile; it was left alone"
+        )
     return OutputError(f"{out}: cannot be written ({error.strerror or error})")
