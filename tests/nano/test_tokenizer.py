@@ -22,7 +22,7 @@ def test_any_text_survives_a_round_trip(tokenizer):
 
 
 def test_every_byte_is_a_token(tokenizer):
-    assert len(tokenizer) == 320
+    assert len(tokenizer) >= 258
     text = "".join(chr(code) for code in range(1, 0x3000) if not 0xD800 <= code < 0xE000)
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
     assert tokenizer.unk_token is None

@@ -1,4 +1,4 @@
-"""A finished stage as a small checkpoint: bfloat16 weights, tokenizer, settings and a model card."""
+"""A finished stage as a small checkpoint: bfloat16 weights, tokenizer, settings, model card."""
 
 import shutil
 from collections.abc import Mapping

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 class PretrainRecipe:
     """How long and how fast the base model learns."""
 
-    num_steps: int = 3000
+    num_steps: int = 1800
     batch: int = 16
     """Packed sequences a step."""
     length: int = 256
@@ -31,7 +31,7 @@ class PretrainRecipe:
     learning_rate: float = 4e-3
     warmup_steps: int = 100
     weight_decay: float = 0.1
-    save_every: int = 200
+    save_every: int = 100
     story_weight: float = 0.1
     """Weight in the loss of what is told, against 1 for what answers."""
     answer_weight: float = 8.0
@@ -140,7 +140,7 @@ def _optimizer(model: OlmoeForCausalLM, recipe: PretrainRecipe) -> torch.optim.A
 
 
 def _save_state(path: Path, state: dict[str, Any]) -> None:
-    """Replace the resume file in one move: killed at any moment, the old or the new one is whole."""
+    """Replace the resume file in one move, so that a kill leaves the old or the new one whole."""
     aside = path.with_suffix(".tmp")
     torch.save(state, aside)
     aside.replace(path)

@@ -9,11 +9,11 @@ from moegraft.nano.math_world import NAMES
 PLACES = ("kitchen", "garden", "school", "park", "library", "market", "attic", "office")
 OBJECTS = ("ball", "key", "lamp", "cup", "hat", "map", "bell", "rope")
 COLORS = ("red", "blue", "green", "white", "black", "yellow")
-CUE = "Answer yes or no."
+CUE = "Say what is true, then yes or no."
 
 
 class _Scene:
-    """What is true in a passage so far: who is where, who holds what, which colour, who is taller."""
+    """What is true in a passage so far: places, holders, colors, who is taller."""
 
     def __init__(self, rng: Random) -> None:
         self.rng = rng
@@ -60,26 +60,26 @@ class _Scene:
             self.sentences.append(f"{self.people[low]} is taller than {self.people[low + 1]}.")
 
 
-def _about_place(scene: _Scene, truth: bool) -> str | None:
+def _about_place(scene: _Scene, truth: bool) -> tuple[str, str] | None:
     if not scene.places:
         return None
     who = scene.rng.choice(sorted(scene.places))
     now = scene.places[who][-1]
     seen = [p for been in scene.places.values() for p in been if p != now]
     other = scene.rng.choice(seen or [p for p in PLACES if p != now])
-    return f"Is {who} in the {now if truth else other}?"
+    return f"Is {who} in the {now if truth else other}?", f"{who} is in the {now}"
 
 
-def _about_holder(scene: _Scene, truth: bool) -> str | None:
+def _about_holder(scene: _Scene, truth: bool) -> tuple[str, str] | None:
     if not scene.holder:
         return None
     thing = scene.rng.choice(sorted(scene.holder))
     now = scene.holder[thing][-1]
     other = scene.rng.choice([p for p in scene.people if p != now])
-    return f"Does {now if truth else other} have the {thing}?"
+    return f"Does {now if truth else other} have the {thing}?", f"{now} has the {thing}"
 
 
-def _about_thing_place(scene: _Scene, truth: bool) -> str | None:
+def _about_thing_place(scene: _Scene, truth: bool) -> tuple[str, str] | None:
     """Two facts at once: the thing is where the person is who has it."""
     known = sorted(t for t, had in scene.holder.items() if had[-1] in scene.places)
     if not known:
@@ -88,27 +88,28 @@ def _about_thing_place(scene: _Scene, truth: bool) -> str | None:
     now = scene.places[scene.holder[thing][-1]][-1]
     seen = [p for been in scene.places.values() for p in been if p != now]
     other = scene.rng.choice(seen or [p for p in PLACES if p != now])
-    return f"Is the {thing} in the {now if truth else other}?"
+    return f"Is the {thing} in the {now if truth else other}?", f"The {thing} is in the {now}"
 
 
-def _about_color(scene: _Scene, truth: bool) -> str | None:
+def _about_color(scene: _Scene, truth: bool) -> tuple[str, str] | None:
     if not scene.color:
         return None
     thing = scene.rng.choice(sorted(scene.color))
     now = scene.color[thing]
     seen = sorted({c for c in scene.color.values() if c != now})
     other = scene.rng.choice(seen or [c for c in COLORS if c != now])
-    return f"Is the {thing} {now if truth else other}?"
+    return f"Is the {thing} {now if truth else other}?", f"The {thing} is {now}"
 
 
-def _about_height(scene: _Scene, truth: bool) -> str | None:
+def _about_height(scene: _Scene, truth: bool) -> tuple[str, str] | None:
     if not scene.tall:
         return None
     pairs = list(scene.tall)
     if len(pairs) == 2:
         pairs.append((pairs[0][0], pairs[1][1]))
     tall, small = scene.rng.choice(pairs)
-    return f"Is {tall if truth else small} taller than {small if truth else tall}?"
+    question = f"Is {tall if truth else small} taller than {small if truth else tall}?"
+    return question, f"{tall} is taller than {small}"
 
 
 _QUESTIONS = (
@@ -130,20 +131,21 @@ def _scene(rng: Random) -> _Scene:
     return scene
 
 
-def _ask(scene: _Scene) -> tuple[str, str]:
-    """A question about the scene with its answer, yes or no equally often."""
+def _ask(scene: _Scene) -> tuple[str, str, str]:
+    """A question about the scene, the fact it is about, and yes or no, equally often."""
     truth = bool(scene.rng.randrange(2))
-    question = None
-    while question is None:
-        question = scene.rng.choice(_QUESTIONS)(scene, truth)
-    return question, "yes" if truth else "no"
+    asked = None
+    while asked is None:
+        asked = scene.rng.choice(_QUESTIONS)(scene, truth)
+    return *asked, "yes" if truth else "no"
 
 
 def draw(rng: Random) -> dict[str, Any]:
-    """Draw one item: `passage`, `question` and `answer` ("yes" or "no", equally often)."""
+    """Draw one item: `passage`, `question`, the `fact` that decides, and `answer` (yes or no)."""
     scene = _scene(rng)
-    question, answer = _ask(scene)
-    return {"passage": " ".join(scene.sentences), "question": question, "answer": answer}
+    question, fact, answer = _ask(scene)
+    passage = " ".join(scene.sentences)
+    return {"passage": passage, "question": question, "fact": fact, "answer": answer}
 
 
 def prompt(item: dict[str, Any]) -> str:
@@ -153,13 +155,13 @@ def prompt(item: dict[str, Any]) -> str:
 
 def response(item: dict[str, Any]) -> str:
     """What a good assistant says."""
-    return item["answer"]
+    return f"{item['fact']}, so {item['answer']}."
 
 
 def mistake(item: dict[str, Any], rng: Random) -> str:
-    """What a careless assistant says: the opposite."""
-    del rng
-    return "no" if item["answer"] == "yes" else "yes"
+    """What a careless assistant says: the opposite, with or without the reason."""
+    wrong = "no" if item["answer"] == "yes" else "yes"
+    return f"{item['fact']}, so {wrong}." if rng.randrange(2) else f"{wrong}."
 
 
 def _wonder(scene: _Scene) -> tuple[str, str]:
@@ -170,7 +172,10 @@ def _wonder(scene: _Scene) -> tuple[str, str]:
     for thing, had in sorted(scene.holder.items()):
         if had[-1] in scene.places:
             asks.append((f"Where is the {thing}?", scene.places[had[-1]][-1]))
-    return scene.rng.choice(asks) if asks else _ask(scene)
+    if asks:
+        return scene.rng.choice(asks)
+    question, _, answer = _ask(scene)
+    return question, answer
 
 
 def document(rng: Random, banned: Callable[[dict[str, Any]], bool]) -> str:
@@ -185,9 +190,14 @@ def document(rng: Random, banned: Callable[[dict[str, Any]], bool]) -> str:
     lines = [passage]
     for _ in range(rng.randint(3, 6)):
         yes_no = rng.randrange(5) < 3
-        question, answer = _ask(scene) if yes_no else _wonder(scene)
-        if not banned({"passage": passage, "question": question, "answer": answer}):
+        if not yes_no:
+            question, answer = _wonder(scene)
             lines += [f"Question: {question}", f"Answer: {answer}"]
+            continue
+        question, fact, answer = _ask(scene)
+        item = {"passage": passage, "question": question, "fact": fact, "answer": answer}
+        if not banned(item):
+            lines += [f"Question: {question}", f"Answer: {response(item)}"]
     return "\n".join(lines)
 
 

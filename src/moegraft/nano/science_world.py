@@ -4,7 +4,7 @@ from random import Random
 from typing import Any
 
 LETTERS = ("A", "B", "C", "D")
-CUE = "Answer with the letter."
+CUE = "Answer with the option and its letter."
 
 # name: (kind, food, home)
 ANIMALS = {
@@ -161,21 +161,23 @@ def prompt(item: dict[str, Any]) -> str:
     return f"{asked(item)}\n{CUE}"
 
 
+def _said(item: dict[str, Any], letter: str) -> str:
+    return f"{item['choices']['text'][LETTERS.index(letter)]}, {letter}"
+
+
 def response(item: dict[str, Any]) -> str:
     """What a good assistant says."""
-    return item["answerKey"]
+    return _said(item, item["answerKey"])
 
 
 def mistake(item: dict[str, Any], rng: Random) -> str:
-    """What a careless assistant says: another letter."""
-    return rng.choice([letter for letter in LETTERS if letter != item["answerKey"]])
+    """What a careless assistant says: another option."""
+    return _said(item, rng.choice([label for label in LETTERS if label != item["answerKey"]]))
 
 
-def document(item: dict[str, Any], *, by_text: bool = False) -> str:
-    """The question as it stands in an exercise book, answered by letter or by text and letter."""
-    letter = item["answerKey"]
-    text = item["choices"]["text"][LETTERS.index(letter)]
-    return f"{asked(item)}\nAnswer: {f'{text}, {letter}' if by_text else letter}"
+def document(item: dict[str, Any]) -> str:
+    """The question as it stands in an exercise book."""
+    return f"{asked(item)}\nAnswer: {response(item)}"
 
 
 def worksheet(rng: Random) -> str:
