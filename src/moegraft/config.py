@@ -73,7 +73,7 @@ def _explain(error: pydantic.ValidationError) -> str:
             lines.append(f"{place}: unknown key")
             continue
         message = problem["msg"].removeprefix("Value error, ")
-        got = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+        got = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
         lines.append(f"{place}: {message}{got}")
     return "; ".join(lines)
 

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "Comparison": "moegraft.transfer.diff",
     "Selection": "moegraft.transfer.recipe",
     "TransferRecipe": "moegraft.transfer.recipe",
     "component_recipe": "moegraft.transfer.recipe",
@@ -11,7 +12,9 @@ _EXPORTS = {
     "plan_transfer": "moegraft.transfer.plan",
     "apply_plan": "moegraft.transfer.apply",
     "compare_checkpoints": "moegraft.transfer.diff",
+    "configuration_patches": "moegraft.transfer.live",
     "patches": "moegraft.transfer.live",
+    "summarize_checkpoint": "moegraft.transfer.summary",
     "lm": "moegraft.transfer.live",
 }
 

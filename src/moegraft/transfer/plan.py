@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from moegraft.checkpoint import Checkpoint, StoredPiece
 from moegraft.errors import RecipeError
-from moegraft.families import Key
+from moegraft.families import COMPONENTS, Key
 from moegraft.transfer.checks import check_donor
 from moegraft.transfer.recipe import HOST, TransferRecipe
 from moegraft.transfer.scope import Scope, Slot, resolve, slots_of, spell
@@ -127,6 +127,7 @@ class Plan:
         for fillings in self.fillings.values():
             for stored, source, _ in fillings:
                 rows[stored.piece.key.component, spelled[source]].append(stored)
+        rows = dict(sorted(rows.items(), key=lambda row: COMPONENTS.index(row[0][0])))
         made = [_account(component, source, found) for (component, source), found in rows.items()]
         if self.host.unknown:
             sizes = [self.host.tensors[name].nbytes for name in self.host.unknown]
