@@ -17,7 +17,7 @@ from small_checkpoints import CONFIG, make_folder, make_raw
 FILES = ("model-00002-of-00003.safetensors", "model.safetensors.index.json", "config.json")
 HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large]
 QUICK = settings(max_examples=50, deadline=None, suppress_health_check=HEALTH, derandomize=True)
-LONG = settings(max_examples=5_000, deadline=None, suppress_health_check=HEALTH)
+LONG = settings(max_examples=2_000, deadline=None, suppress_health_check=HEALTH)
 
 json_values = st.recursive(
     st.none()
