@@ -93,6 +93,12 @@ def paper_summary(paper_run) -> dict[str, Any]:
     return summarize(paper_run)
 
 
+@pytest.fixture(scope="session")
+def build_run():
+    """As `make_run`, for fixtures that live longer than one test."""
+    return write_run
+
+
 @pytest.fixture
 def make_run():
     """The builder of synthetic runs: `make_run(path, num_items=300, confirm=0, seed=0)`."""
