@@ -64,12 +64,13 @@ def build_pair(root: Path) -> tuple[Path, Path]:
     return root / "host", root / "donor"
 
 
-def byte_tokenizer():
+def byte_tokenizer(reverse: bool = False):
     """One token per byte, and the special tokens 0 (start and end) and 1 (padding)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    names = ["<|endoftext|>", "<|padding|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=reverse)
+    names = ["<|endoftext|>", "<|padding|>", *alphabet]
     tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

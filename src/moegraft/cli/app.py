@@ -21,7 +21,7 @@ transfer.register(app)
 sweep.register(app)
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool | None) -> None:
     if wanted:
         sys.stdout.write(f"moegraft {moegraft.__version__}\n")
         raise typer.Exit
@@ -29,7 +29,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(
+    version: bool | None = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
