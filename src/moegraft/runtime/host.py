@@ -5,17 +5,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moegraft.checkpoint import Checkpoint
 from moegraft.errors import IncompatibleError, RecipeError
 from moegraft.runtime.exchange import exchanged
 from moegraft.runtime.fit import MemoryEstimate, Mode, Sources, choose, prepare
+from moegraft.runtime.identity import component_hashes, config_differences
 from moegraft.runtime.load import fill, from_pretrained, resident, shared
 from moegraft.runtime.swap import Patch, slots, swapped
 from moegraft.runtime.tokens import (
@@ -30,19 +30,6 @@ _log = logging.getLogger(__name__)
 
 HOST = "host"
 """How a host calls itself where donors are called by name."""
-
-_WITHOUT_EFFECT = frozenset(
-    {
-        *("_name_or_path", "architectures", "model_type", "transformers_version"),
-        *("dtype", "torch_dtype", "use_cache", "return_dict", "torchscript", "tie_word_embeddings"),
-        *("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "num_labels"),
-        *("initializer_range", "attention_dropout", "hidden_dropout", "router_jitter_noise"),
-        *("router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "output_router_logits"),
-        *("output_attentions", "output_hidden_states", "max_position_embeddings"),
-        *("pretraining_tp", "num_nextn_predict_layers", "chunk_size_feed_forward"),
-    }
-)
-"""Config fields that leave the logits of an evaluation alone."""
 
 
 @dataclass
@@ -249,15 +236,7 @@ class Host:
         Transfers of single components stay possible: they run under the host's config.
         """
         self._held(donor)
-        ours, theirs = _parsed(self.checkpoint), _parsed(self.donor_checkpoints[donor])
-        found = [
-            f"{key} is {ours.get(key)!r} in the host and {theirs.get(key)!r} in the donor"
-            for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key) != theirs.get(key)
-        ]
-        if self.checkpoint.tied_embeddings and not self.donor_checkpoints[donor].tied_embeddings:
-            found.append("the host ties its embeddings, the donor does not")
-        return found
+        return config_differences(self.checkpoint, self.donor_checkpoints[donor])
 
     def component_hashes(self, source: str) -> dict[tuple[str, int | None], str]:
         """sha256 of the live bytes of each component in each layer, computed once.
@@ -276,7 +255,7 @@ class Host:
         if source not in self._hashes:
             own = self._own if self._on_disk is None else self._on_disk
             held = own if source == HOST else self._held(source)
-            self._hashes[source] = _component_hashes(self.checkpoint, held)
+            self._hashes[source] = component_hashes(self.checkpoint, held)
         return self._hashes[source]
 
     def _held(self, donor: str) -> Weights:
@@ -315,34 +294,3 @@ def _named(held: Mapping[str, Tensor], name: str, owner: str) -> Tensor:
     if name not in held:
         raise IncompatibleError(f"{owner} has no tensor {name!r} (live names, as in state_dict())")
     return held[name]
-
-
-def _parsed(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json as transformers reads it, without what has no effect; nested keys dotted."""
-    config = AutoConfig.from_pretrained(str(checkpoint.path), trust_remote_code=False)
-    flat: dict[str, Any] = {}
-
-    def flatten(prefix: str, values: Mapping[Any, Any]) -> None:
-        for key, value in values.items():
-            if key in _WITHOUT_EFFECT:
-                continue
-            if isinstance(value, Mapping):
-                flatten(f"{prefix}{key}.", value)
-            else:
-                flat[f"{prefix}{key}"] = value
-
-    flatten("", config.to_dict())
-    return flat
-
-
-def _component_hashes(
-    checkpoint: Checkpoint, held: Mapping[str, Tensor]
-) -> dict[tuple[str, int | None], str]:
-    digests: dict[tuple[str, int | None], Any] = {}
-    for name in sorted(held):
-        place = checkpoint.family.place(name)
-        digest = digests.setdefault((place.component, place.layer), sha256())
-        tensor = held[name].detach()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return {key: digest.hexdigest() for key, digest in digests.items()}
