@@ -129,7 +129,7 @@ def _spark(values: Sequence[float | None]) -> str:
     return "".join("?" if index is None else _BARS[index] for index in scaled)
 
 
-def _number(value: float | None, spec: str) -> str:
+def _number(value: float | int | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)
 
 

@@ -54,7 +54,7 @@ class Selection:
     """Expert indices for the component `experts`, the same as in brackets."""
     rule: Literal["take", "linear", "slerp"] = "take"
     """`take` copies the donor's bytes; the others mix host and donor piece by piece."""
-    weight: float | None = None
+    weight: float | int | None = None
     """Share of the donor under `linear` and `slerp`: 0 is the host, 1 the donor."""
 
     def __post_init__(self) -> None:
@@ -86,6 +86,8 @@ class Selection:
             raise RecipeError(f"rule {self.rule!r}: expected a weight between 0 and 1, got none")
         if self.weight is not None and not 0 <= self.weight <= 1:
             raise RecipeError(f"weight: expected a number from 0 to 1, got {self.weight:g}")
+        if self.weight is not None:
+            object.__setattr__(self, "weight", float(self.weight))
 
     def choices(self) -> tuple[ComponentChoice, ...]:
         """The components with their expert indices; groups stay words."""
