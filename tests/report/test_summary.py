@@ -128,10 +128,10 @@ def test_averaged_scores_withhold_tests_for_proportions(tmp_path, make_run, make
 
 def test_repeats_are_never_tested_as_binary(tmp_path, make_run):
     make_run(tmp_path, num_items=20)
-    recipe = (tmp_path / "recipe.yaml").read_text()
-    (tmp_path / "recipe.yaml").write_text(recipe + "repeats: 4\n")
+    settings = {"conditions": {"nano_math/cot": {"settings": {"repeats": 4}}}}
+    (tmp_path / "env.json").write_text(json.dumps(settings))
     found = summarize(tmp_path)
-    assert not any(about["binary"] for about in found["subset"]["conditions"])
+    assert [about["binary"] for about in found["subset"]["conditions"]] == [False, True, True, True]
     assert cell(found, "router", "nano_math/cot")["against"]["host"]["mcnemar_p"] is None
 
 
@@ -166,6 +166,19 @@ def test_four_components_with_rest_use_the_donor_as_the_last_corner(tmp_path, ma
     assert ("interaction", "experts", "rest") in kinds
     assert effects[0]["components"] == ["experts"]
     assert effects[0]["value"] == pytest.approx(0.4, abs=0.1)
+
+
+def test_a_configuration_outside_the_factorial_does_not_hide_its_effects(
+    tmp_path, make_run, make_row, put_cell
+):
+    make_run(tmp_path, num_items=5)
+    for name in ("my-mix", "embedding"):
+        rows = [make_row(f"nano_math-{place:04d}", 1.0) for place in range(5)]
+        put_cell(tmp_path, "items", name, "nano_math/cot", rows)
+    effects = summarize(tmp_path)["subset"]["effects"]
+    found = {tuple(e["components"]) for e in effects if e["condition"] == "nano_math/cot"}
+    assert ("router", "attention", "experts") in found
+    assert not any({"my-mix", "embedding"} & set(names) for names in found)
 
 
 def test_summary_json_holds_the_same_numbers_and_repeats_exactly(paper_run, paper_summary):

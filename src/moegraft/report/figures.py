@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from moegraft.report.items import components_of
+from moegraft.report.items import components_of, is_composition
 from moegraft.report.summary import Summary, find_cell
 from moegraft.report.words import column_title
 
@@ -70,7 +70,7 @@ def _single_effects(summary: Summary) -> Groups:
         for name in summary["configurations"]:
             cell = find_cell(section, name, about["name"])
             test = cell["against"].get("host") if cell else None
-            single = name != "donor" and len(components_of(name)) == 1
+            single = is_composition(name) and len(components_of(name)) == 1
             if single and test and test["interval"]:
                 effect = (name, test["difference"], *test["interval"])
                 found.setdefault(about["name"], []).append(effect)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from moegraft.report.figures import INK
-from moegraft.report.items import Row, Run, components_of, configuration_order
+from moegraft.report.items import Row, Run, components_of, configuration_order, is_composition
 from moegraft.report.summary import Summary
 from moegraft.report.tables import Entry, Table
 from moegraft.report.verdict import verdicts
@@ -195,7 +195,7 @@ def commands(summary: Summary) -> list[str]:
     run = summary["run"]
     made = [str(run["env"]["command"])] if run["env"].get("command") else []
     for name in summary["configurations"]:
-        if name not in ("host", "donor"):
+        if name != "host" and is_composition(name):
             parts = ",".join(components_of(name))
             made.append(
                 f"moegraft transfer --host {run['host']} --donor {run['donor']} "

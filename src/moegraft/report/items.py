@@ -12,6 +12,8 @@ from jaxtyping import Float
 
 from moegraft.errors import RunError
 from moegraft.evals.store import list_cells, read_rows
+from moegraft.families import COMPONENTS
+from moegraft.report.words import PAPER_CONDITIONS
 
 Row = dict[str, Any]
 Cells = dict[str, dict[str, dict[str, Row]]]
@@ -71,6 +73,20 @@ def read_run(run_dir: Path | str) -> Run:
 def components_of(configuration: str) -> tuple[str, ...]:
     """Components that the donor gives: none for `host`; the pure `donor` is not a transfer."""
     return () if configuration == "host" else tuple(configuration.split("+"))
+
+
+def is_composition(configuration: str) -> bool:
+    """Whether the name says which components the donor gives; `host` gives none.
+
+    False for the pure donor, and for a configuration with a name of the user's own.
+    """
+    return set(components_of(configuration)) <= {*COMPONENTS, "rest"}
+
+
+def num_repeats(run: Run, condition: str) -> int:
+    """Generations per item whose scores were averaged, as `env.json` records them."""
+    about = (run.env.get("conditions") or {}).get(condition) or {}
+    return int((about.get("settings") or {}).get("repeats") or 1)
 
 
 def configuration_order(configuration: str) -> tuple[Any, ...]:
@@ -157,4 +173,5 @@ def _condition_order(items: Cells, recipe: Mapping[str, Any]) -> tuple[str, ...]
     asked = recipe.get("conditions") or recipe.get("tasks") or []
     names = [entry for entry in asked if isinstance(entry, str)]
     known = [name for name in dict.fromkeys(names) if name in items]
-    return (*known, *sorted(set(items) - set(known)))
+    paper = [name for name in PAPER_CONDITIONS if name in items and name not in known]
+    return (*known, *paper, *sorted(set(items) - {*known, *paper}))

@@ -17,7 +17,9 @@ from moegraft.report.items import (
     components_of,
     configuration_order,
     finished_cells,
+    is_composition,
     mean_of,
+    num_repeats,
     read_run,
 )
 from moegraft.stats import (
@@ -126,8 +128,9 @@ def _analyse(
     rows = {name: {item: cells[name][item] for item in items} for name in names}
     paired = [name for name in names if name not in unpaired]
     scores = {name: align(run, condition, {name: rows[name]}, items)[:, 0] for name in names}
-    repeated = int(run.recipe.get("repeats") or 1) > 1
-    binary = not repeated and all(is_binary(column) for column in scores.values())
+    binary = num_repeats(run, condition) == 1 and all(
+        is_binary(column) for column in scores.values()
+    )
     matrix = align(run, condition, {name: rows[name] for name in paired}, items)
     bootstrap = resample(matrix) if items and paired else None
     entries = []
@@ -143,7 +146,7 @@ def _analyse(
         elif finished:
             entry["bootstrap"] = _pair(resample(scores[name][:, None]).estimate(np.ones(1)))
         entries.append(entry)
-    effects = _effects(condition, paired, bootstrap) if bootstrap is not None else []
+    effects = _effects(run, condition, paired, bootstrap) if bootstrap is not None else []
     about = {"name": condition, "num_items": len(items), "binary": binary}
     return {"condition": about, "cells": entries, "effects": effects}
 
@@ -227,16 +230,22 @@ def _adjust(entries: Sequence[_Entry], reference: str) -> int:
     return len(family)
 
 
-def _effects(condition: str, paired: Sequence[str], bootstrap: ItemBootstrap) -> list[_Entry]:
-    transfers = [name for name in paired if name != "donor"]
-    found = {component for name in transfers for component in components_of(name)}
-    components = sorted(found, key=configuration_order)
-    columns = {frozenset(components_of(name)): paired.index(name) for name in transfers}
-    whole = frozenset(components)
-    if "rest" in whole and whole not in columns and "donor" in paired:
-        columns[whole] = paired.index("donor")  # every component and the rest: the donor itself
-    if not components or any(subset not in columns for subset in subsets(components)):
+def _effects(
+    run: Run, condition: str, paired: Sequence[str], bootstrap: ItemBootstrap
+) -> list[_Entry]:
+    """Effects over the largest full factorial of the run, once all its corners are finished."""
+    corners = {
+        frozenset(components_of(name)): name for name in filter(is_composition, run.configurations)
+    }
+    whole = frozenset[str]().union(*corners)
+    if "rest" in whole and "donor" in run.configurations:
+        corners.setdefault(whole, "donor")  # every component and the rest: the donor itself
+    full = [corner for corner in corners if all(part in corners for part in subsets(list(corner)))]
+    components = sorted(max(full, key=len, default=()), key=configuration_order)
+    needed = subsets(components)
+    if not components or any(corners[part] not in paired for part in needed):
         return []
+    columns = {part: paired.index(corners[part]) for part in needed}
     return [
         {
             "condition": condition,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from moegraft.report.items import components_of
+from moegraft.report.items import components_of, is_composition
 from moegraft.report.summary import Summary, find_cell
 from moegraft.report.words import p_value, points
 
@@ -55,7 +55,7 @@ def _singles(cells: Mapping[str, Any]) -> list[str]:
     raised, lowered, open_ = [], [], []
     for name, cell in cells.items():
         test = cell["against"].get("host")
-        if name == "donor" or len(components_of(name)) != 1 or test is None:
+        if not is_composition(name) or len(components_of(name)) != 1 or test is None:
             continue
         if not established(test):
             open_.append(f"{name} ({points(test['difference'], sign=True)})")

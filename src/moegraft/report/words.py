@@ -10,6 +10,9 @@ _PAPER_TITLES = {
     "paper_arc_challenge/0-shot": ("ARC-C", "Zero shot"),
     "paper_arc_challenge/5-shot": ("ARC-C", "5 shot"),
 }
+PAPER_CONDITIONS = tuple(_PAPER_TITLES)
+"""In the order of the paper's columns."""
+
 _PAPER_ROWS = {
     "router": "Router only",
     "attention": "Attention only",

@@ -40,9 +40,10 @@ def write_report(run_dir: Path | str, style: str = "default") -> dict[str, Path]
         summary = summarize(run)
         tables = build_tables(summary, style)
         figures = write_figures(summary, run.path / "figures") if can_draw() else {}
-        notes = [] if can_draw() else [NO_FIGURES]
-        for note in notes:
-            _log.warning(note)
+        notes = [str(note) for note in run.env.get("notes", [])]
+        if not can_draw():
+            _log.warning(NO_FIGURES)
+            notes.append(NO_FIGURES)
         drawn = {name: path for name, path in figures.items() if name.endswith(".svg")}
         texts = {
             "report.md": _markdown(summary, tables, sorted(drawn), notes),
