@@ -81,11 +81,11 @@ def _post_train(plan: BuildPlan, work: Path, name: str, step: str, before: Path)
     recipe = plan.recipes[name]
     model, tokenizer = _load(before)
     begin = time.perf_counter()
-    place = {"work": work / "trainer" / name / step}
+    place = work / "trainer" / name / step
     if step == "sft":
-        train_sft(model, tokenizer, recipes.demonstrations(recipe), recipe.sft, **place)
+        train_sft(model, tokenizer, recipes.demonstrations(recipe), recipe.sft, work=place)
     elif step == "dpo":
-        train_dpo(model, tokenizer, recipes.preferences(recipe), recipe.dpo, **place)
+        train_dpo(model, tokenizer, recipes.preferences(recipe), recipe.dpo, work=place)
     else:
         assert recipe.rl is not None
         train_grpo(
@@ -95,7 +95,7 @@ def _post_train(plan: BuildPlan, work: Path, name: str, step: str, before: Path)
             recipe.rl,
             num_generations=plan.num_generations,
             max_new_tokens=plan.max_new_tokens,
-            **place,
+            work=place,
         )
     _finish(work / name / step, model, tokenizer, time.perf_counter() - begin)
 

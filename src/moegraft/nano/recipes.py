@@ -11,8 +11,10 @@ from moegraft.train.data import Exchange, Record, demonstration, preference, tas
 from moegraft.train.options import TrainOptions
 
 VERIFIER_OF = {"math": "last_number", "reading": "yes_no", "science": "letter"}
-CONVERSATION = "science_turns"
+CONVERSATION = "conversation"
 """The kind of record that asks its science question after earlier exchanges."""
+EASY_MATH = "easy_math"
+"""The kind of record that asks a word problem of one or two steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +34,22 @@ class PostTraining:
 
 SFT_DPO = PostTraining(
     name="sft-dpo",
-    summary="a general assistant: reading, science and conversations, a little arithmetic",
-    sft_mix={"science": 0.35, CONVERSATION: 0.15, "reading": 0.38, "math": 0.12},
-    sft=TrainOptions(num_steps=400, batch=32, learning_rate=6e-4, seed=1),
-    dpo_mix={"science": 0.4, "reading": 0.4, "math": 0.2},
-    dpo=TrainOptions(num_steps=80, batch=16, learning_rate=1e-4, seed=2),
+    summary="a general assistant: reading, science and conversations, a little easy arithmetic",
+    sft_mix={"science": 0.33, CONVERSATION: 0.12, "reading": 0.40, EASY_MATH: 0.15},
+    sft=TrainOptions(num_steps=240, batch=32, learning_rate=5e-4, seed=1),
+    dpo_mix={"science": 0.45, "reading": 0.45, EASY_MATH: 0.1},
+    dpo=TrainOptions(num_steps=40, batch=16, learning_rate=5e-5, seed=2),
     seed=1,
 )
 RLVR = PostTraining(
     name="rlvr",
     summary="a problem solver: written-out steps, then rewards for verified answers",
     sft_mix={"math": 0.60, "science": 0.20, "reading": 0.20},
-    sft=TrainOptions(num_steps=400, batch=32, learning_rate=6e-4, seed=3),
+    sft=TrainOptions(num_steps=240, batch=32, learning_rate=5e-4, seed=3),
     dpo_mix={"math": 0.7, "science": 0.15, "reading": 0.15},
-    dpo=TrainOptions(num_steps=80, batch=16, learning_rate=1e-4, seed=4),
+    dpo=TrainOptions(num_steps=40, batch=16, learning_rate=5e-5, seed=4),
     rl_mix={"math": 0.8, "science": 0.1, "reading": 0.1},
-    rl=TrainOptions(num_steps=150, batch=64, learning_rate=1e-4, seed=5),
+    rl=TrainOptions(num_steps=50, batch=64, learning_rate=1e-4, seed=5),
     seed=2,
 )
 RECIPES = {recipe.name: recipe for recipe in (SFT_DPO, RLVR)}
@@ -60,8 +62,11 @@ def _draws(
     while True:
         kind = rng.choices(list(mix), weights=list(mix.values()))[0]
         before = worlds.exchanges(rng) if kind == CONVERSATION else []
-        world = "science" if kind == CONVERSATION else kind
-        yield world, worlds.training_item(world, rng), before
+        world = {CONVERSATION: "science", EASY_MATH: "math"}.get(kind, kind)
+        item = worlds.training_item(world, rng)
+        while kind == EASY_MATH and item["steps"].count("=") > 2:
+            item = worlds.training_item(world, rng)
+        yield world, item, before
 
 
 def demonstrations(recipe: PostTraining) -> list[Record]:

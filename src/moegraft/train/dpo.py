@@ -5,7 +5,8 @@ from copy import deepcopy
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from moegraft.train.data import Record, dataset
 from moegraft.train.options import TrainOptions

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from moegraft.train.data import Record, dataset
 from moegraft.train.options import TrainOptions
@@ -14,9 +15,9 @@ from moegraft.train.verifiers import rewards
 
 def answer_reward(
     completions: list[Any], kind: list[str], gold: list[str], **_: Any
-) -> list[float]:
+) -> list[float | None]:
     """The reward TRL asks for: 1 where the verifier of the prompt's kind accepts the completion."""
-    return rewards([turns[0]["content"] for turns in completions], kind, gold)
+    return [*rewards([turns[0]["content"] for turns in completions], kind, gold)]
 
 
 def train_grpo(

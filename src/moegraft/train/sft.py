@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from moegraft.train.data import Record, dataset
 from moegraft.train.options import TrainOptions
@@ -19,7 +20,7 @@ def train_sft(
     work: Path,
     max_length: int = 512,
 ) -> float:
-    """Train `model` in place on the responses of `demonstrations`, in their order.
+    """Train `model` in place on the responses of `demonstrations`; a batch has similar lengths.
 
     Prompt and completion come as separate records because TRL cannot mask the user's turns of
     OLMoE's chat template, which has no generation markers.
@@ -37,7 +38,11 @@ def train_sft(
     """
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**options.arguments(work), max_length=max_length),
+        args=SFTConfig(
+            **options.arguments(work),
+            max_length=max_length,
+            train_sampling_strategy="group_by_length",
+        ),
         train_dataset=dataset(demonstrations),
         processing_class=tokenizer,
     )
