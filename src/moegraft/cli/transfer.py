@@ -1,5 +1,6 @@
 """`moegraft inspect`, `diff` and `transfer`."""
 
+import gc
 import json
 import re
 import sys
@@ -129,7 +130,8 @@ def transfer(
     common["map"] = None if family_map is None else str(family_map)
     changes = {name: value for name, value in common.items() if value is not None}
     found = parse_recipe(_plain(found) | changes, TransferRecipe, where=str(recipe or "transfer"))
-    _carry_out(found, out, dry_run=dry_run, verify=verify, push=push, as_json=as_json)
+    with _without_collection():
+        _carry_out(found, out, dry_run=dry_run, verify=verify, push=push, as_json=as_json)
 
 
 def _carry_out(
@@ -214,6 +216,21 @@ def _open(source: str, family_map: Path | None, unknown: str | None) -> Checkpoi
 
 def _print_json(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Switch the cycle collector off: 19 thousand tensors are a million objects and no cycle.
+
+    Collecting takes a third of the time of such a transfer.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from moegraft.checkpoint import Checkpoint, StoredPiece
 from moegraft.errors import CheckpointError
 from moegraft.families import COMPONENTS
@@ -189,7 +187,9 @@ def _add(sums: _Sums, ours: StoredPiece, theirs: StoredPiece, files: "_Files") -
     sums.num_identical += identical
 
 
-def _accumulate(sums: _Sums, a: np.ndarray, b: np.ndarray) -> None:
+def _accumulate(sums: _Sums, a: Any, b: Any) -> None:
+    import numpy as np
+
     with np.errstate(all="ignore"):  # infinities and NaN end in None
         apart = a - b
         sums.host += float(np.dot(a, a))
@@ -198,8 +198,10 @@ def _accumulate(sums: _Sums, a: np.ndarray, b: np.ndarray) -> None:
     sums.num_numbers += a.size
 
 
-def _numbers(raw: bytes, dtype: str) -> np.ndarray:
+def _numbers(raw: bytes, dtype: str) -> Any:
     """Float32 (float64 for F64) values of stored bytes; BF16 is the upper half of a float32."""
+    import numpy as np
+
     if dtype == "BF16":
         return (np.frombuffer(raw, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
     if dtype == "F16":
