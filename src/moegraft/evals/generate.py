@@ -23,6 +23,7 @@ Adjust = Callable[[Sequence[int], Sequence[int], Tensor], Tensor]
 
 _LONGEST_LOOP = 64
 _LOOP_TOKENS = 24
+_SLOTS_AHEAD = 64
 
 
 @dataclass(slots=True)
@@ -133,7 +134,7 @@ def generations(
         yield from generate_plain(forward, stopper, rows, decoding, choose, max_rows)
         return
     cache = SlotCache(forward.num_layers)
-    todo = [share_prefixes(kept, min_saved=8192)] if kept else []
+    todo = [share_prefixes(kept)] if kept else []
     while todo:
         node = todo.pop()
         todo += node.children
@@ -163,6 +164,9 @@ class _Flight:
 
     def run(self, waiting: list[Running], max_rows: int) -> Iterator[tuple[int, Generation]]:
         """Answer `waiting` (longest last), at most `max_rows` at a time."""
+        if waiting:
+            longest = len(waiting[-1].prompt) + min(self.budget, _SLOTS_AHEAD)
+            self.cache.reserve(min(max_rows, len(waiting)), longest)
         refill = max(1, max_rows // 8)
         while waiting or self.rows:
             free = max_rows - len(self.rows)

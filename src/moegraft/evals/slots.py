@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-_GROWTH = 64
+_SPARE_SLOTS = 32
 
 
 class SlotCache(Cache):
@@ -35,7 +35,7 @@ class SlotCache(Cache):
             return
         self.num_rows = max(self.num_rows, num_rows)
         if num_slots > self.num_slots:
-            self.num_slots = -(-num_slots // _GROWTH) * _GROWTH
+            self.num_slots = max(num_slots + _SPARE_SLOTS, self.num_slots * 5 // 4)
         for layer in self.layers:
             layer.grow()
 
