@@ -47,7 +47,7 @@ def test_a_post_trained_checkpoint_answers_and_stops(name):
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
     out = model.generate(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=4
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=24
     )
     said = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert set(said) <= {"yes", "no"}
+    assert all(text.endswith((", so yes.", ", so no.")) for text in said)
