@@ -12,7 +12,7 @@ from moegraft.families import Piece
 from moegraft.runtime import Host, Patch
 from moegraft.transfer.mix import fill_piece
 from moegraft.transfer.plan import KEEP, Plan, Source, plan_transfer
-from moegraft.transfer.recipe import component_recipe
+from moegraft.transfer.recipe import HOST, component_recipe
 from moegraft.transfer.scope import Slot
 
 
@@ -61,6 +61,8 @@ def configuration_patches(host: Host, configuration: str) -> list[Patch]:
     Raises:
         RecipeError: a component that does not exist, or no donor named `donor`.
     """
+    if configuration in ("", HOST):
+        return []
     if "donor" not in host.donor_checkpoints:
         known = ", ".join(host.donor_checkpoints) or "none"
         raise RecipeError(f"{configuration}: expected a donor named 'donor', got: {known}")
