@@ -1,5 +1,10 @@
 """The memory pre-flight."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 
 from moegraft.errors import ResourceError
@@ -47,3 +52,43 @@ def test_free_memory_is_measured():
 def test_sizes_are_readable():
     assert fit.size(13_840_000_000) == "13.8 GB"
     assert fit.size(212_400_000) == "212.4 MB"
+
+
+MEASURE = """
+import json, sys
+from moegraft.runtime import Host
+
+host, donor, budget = sys.argv[1], sys.argv[2], int(sys.argv[3]) or None
+loaded = Host.load(host, {"donor": donor}, device="cpu", memory_budget_bytes=budget)
+with loaded.with_patches(loaded.donor_patches("donor")):
+    pass
+status = open("/proc/self/status").read().splitlines()
+peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+print(json.dumps([loaded.memory.mode, peak, loaded.memory.peak_bytes, loaded.memory.process_bytes]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("mode", ["resident", "streamed"])
+def test_the_estimate_is_within_ten_percent_of_the_peak(make_olmoe, tmp_path, mode):
+    sizes = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 256, "num_experts": 32}
+    paths = [
+        str(make_olmoe(tmp_path / n, seed=s, dtype="bfloat16", num_hidden_layers=16, **sizes))
+        for s, n in enumerate("ab")
+    ]
+    one = fit.estimate_memory(paths[0], {}).host_bytes
+    budget = int(1.15 * one) if mode == "streamed" else 0
+    command = [sys.executable, "-c", MEASURE, *paths, str(budget)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    got, peak, estimate, process = json.loads(done.stdout.splitlines()[-1])
+    assert got == mode
+    assert abs(peak / estimate - 1) < 0.1
+    if mode == "streamed":
+        assert peak - process <= 1.15 * one

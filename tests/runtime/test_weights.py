@@ -1,11 +1,14 @@
 """Streamed weights equal what transformers loads, in every family."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from moegraft.checkpoint import open_checkpoint
-from moegraft.errors import CheckpointError
-from moegraft.runtime import fit
+from moegraft.errors import CheckpointError, ResourceError
+from moegraft.runtime import Host, fit
 from moegraft.runtime.load import fill, from_pretrained
 from moegraft.runtime.weights import same_bits
 from tiny_families import TINY, build_tiny
@@ -20,6 +23,7 @@ def test_a_streamed_model_is_the_one_that_transformers_loads(family, dtype, tmp_
     name = str(dtype).removeprefix("torch.")
     sources = fit.prepare(str(tmp_path), {}, device=CPU, dtype=name, experts="eager")
     assert sources.own is not None
+    assert sources.model is not None
     fill(sources.model, sources.own, CPU)
     stock = from_pretrained(open_checkpoint(tmp_path), dtype, "eager", CPU)
     ours, theirs = sources.model.state_dict(), stock.state_dict()
@@ -42,8 +46,41 @@ def test_a_file_that_was_cut_meanwhile_is_one_clear_error(make_olmoe, tmp_path):
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100_000])
     assert sources.own is not None
+    assert sources.model is not None
     with pytest.raises(CheckpointError, match="truncated since it was opened"):
         fill(sources.model, sources.own, CPU)
     file.unlink()
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         sources.own["lm_head.weight"]
+
+
+def save_packed(path, seed):
+    """A tiny gpt_oss with random MXFP4 experts."""
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "head_dim": 32}
+    build_tiny("gpt_oss", seed=seed, **sizes).bfloat16().save_pretrained(path)
+    random = torch.Generator().manual_seed(seed)
+    tensors = load_file(path / "model.safetensors")
+    for name in [n for n in tensors if n.endswith(("gate_up_proj", "down_proj"))]:
+        experts, width, rows = tensors.pop(name).shape
+        groups = (experts, rows, width // 32)
+        blocks = torch.randint(0, 256, (*groups, 16), dtype=torch.uint8, generator=random)
+        scales = torch.randint(118, 122, groups, dtype=torch.uint8, generator=random)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4"}
+    (path / "config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+def test_packed_checkpoints_are_decoded_by_transformers_and_still_swap(tmp_path, ids):
+    paths = [save_packed(tmp_path / n, seed=s) for s, n in enumerate("ab")]
+    host = Host.load(paths[0], {"donor": paths[1]}, device="cpu")
+    stock = from_pretrained(open_checkpoint(paths[1]), torch.bfloat16, "eager", CPU)
+    ids = ids % 64
+    with torch.no_grad(), host.with_patches(host.donor_patches("donor")) as model:
+        assert torch.equal(model(ids).logits, stock(ids).logits)
+    with pytest.raises(ResourceError, match=r"packed or converted on load, so both must fit: all"):
+        Host.load(paths[0], {"donor": paths[1]}, device="cpu", memory_budget_bytes=150_000)
+    with pytest.raises(ResourceError, match="donors cannot be streamed"):
+        fit.estimate_memory(paths[0], {}, "streamed")

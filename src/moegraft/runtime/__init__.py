@@ -5,11 +5,13 @@ from typing import Any
 
 _EXPORTS = {
     "Host": "moegraft.runtime.host",
+    "MemoryEstimate": "moegraft.runtime.fit",
     "Patch": "moegraft.runtime.swap",
+    "estimate_memory": "moegraft.runtime.fit",
     "swapped": "moegraft.runtime.swap",
 }
 
-__all__ = ["Host", "Patch", "swapped"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["Host", "MemoryEstimate", "Patch", "estimate_memory", "swapped"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,16 @@ from transformers import PreTrainedModel
 
 from moegraft.checkpoint import Checkpoint, open_checkpoint
 from moegraft.errors import IncompatibleError, ResourceError
-from moegraft.runtime.load import check_family, resolved_dtype, skeleton, stream, streamable
+from moegraft.runtime.load import (
+    check_family,
+    empty,
+    is_plain,
+    is_stacked_only,
+    resolved_dtype,
+    skeleton,
+    stream,
+)
+from moegraft.runtime.swap import slots
 from moegraft.runtime.weights import StreamedWeights
 
 Mode = Literal["resident", "streamed"]
@@ -61,10 +70,10 @@ class Sources:
     donors: Mapping[str, Checkpoint]
     dtype: torch.dtype
     device: torch.device
-    model: PreTrainedModel
-    """The host without weights."""
+    model: PreTrainedModel | None
+    """The host without weights; None where transformers has to decode the stored tensors."""
     own: StreamedWeights | None
-    """None where transformers has to decode or convert the stored tensors."""
+    """None together with `model`."""
     streamed: Mapping[str, StreamedWeights]
     identical: Mapping[str, frozenset[str]]
     """By donor, live names whose bits equal the host's."""
@@ -101,9 +110,18 @@ class Sources:
                 f"{self.host.source}: its tensors are packed or converted on load, so donors "
                 "cannot be streamed; both must fit into memory"
             )
-        donors = sum(donor.num_bytes for donor in self.donors.values())
-        mapped = self.host.num_bytes + donors if self.device.type == "cpu" else 0
-        return MemoryEstimate(mode, str(self.device), self.host.num_bytes, donors, mapped, process)
+        on_cpu = self.device.type == "cpu"
+        stored = self.host.num_bytes
+        # The CPU decodes packed weights into plain ones; a GPU may keep them packed.
+        one = max(stored, _live_bytes(empty(self.host, self.dtype))) if on_cpu else stored
+        return MemoryEstimate(
+            mode=mode,
+            device=str(self.device),
+            host_bytes=one,
+            donor_bytes=one * len(self.donors),
+            transient_bytes=stored * (1 + len(self.donors)) if on_cpu else 0,
+            process_bytes=process,
+        )
 
 
 def prepare(
@@ -122,9 +140,10 @@ def prepare(
     for name, donor in opened.items():
         check_family(checkpoint, name, donor)
     kind = resolved_dtype(dtype, checkpoint, opened)
-    model = skeleton(checkpoint, kind, experts)
-    if not all(streamable(c, model) for c in (checkpoint, *opened.values())):
-        return Sources(checkpoint, opened, kind, device, model, None, {}, {})
+    plain = all(is_plain(c) for c in (checkpoint, *opened.values()))
+    model = skeleton(checkpoint, kind, experts) if plain else None
+    if model is None or not is_stacked_only(model):
+        return Sources(checkpoint, opened, kind, device, None, None, {}, {})
     own = stream(checkpoint, model, device)
     streamed, identical = {}, {}
     for name, donor in opened.items():
@@ -203,6 +222,11 @@ def size(num_bytes: int) -> str:
 def _distinct(weights: StreamedWeights) -> list[str]:
     """One name for each stored tensor: tied names count once."""
     return list({reads: name for name, reads in reversed(weights.reads.items())}.values())
+
+
+def _live_bytes(model: PreTrainedModel) -> int:
+    distinct = {id(slot.tensor): slot.tensor for slot in slots(model).values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
 
 
 def _process_bytes() -> int:

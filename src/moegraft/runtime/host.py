@@ -266,7 +266,7 @@ class Host:
 
 
 def _load(sources: Sources, mode: Mode, experts: str) -> tuple[PreTrainedModel, dict[str, Weights]]:
-    if sources.own is None:
+    if sources.own is None or sources.model is None:
         args = (sources.dtype, experts, sources.device)
         model = from_pretrained(sources.host, *args)
         own = model.state_dict(keep_vars=True)

@@ -18,6 +18,20 @@ _PLAIN_CONVERSIONS = frozenset({"MergeModulelist", "Concatenate"})
 """What transformers does to published experts that stacking their bytes does as well."""
 
 
+def empty(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """The live model on the meta device: names, shapes and dtypes only.
+
+    Raises:
+        CheckpointError: transformers refuses config.json.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(checkpoint.path), trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_refusal(checkpoint, error)) from error
+
+
 def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, experts: str) -> PreTrainedModel:
     """The live model without its weights, in evaluation mode: buffers real, parameters a byte each.
 
@@ -27,18 +41,16 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, experts: str) -> PreTra
     Raises:
         CheckpointError: transformers refuses config.json.
     """
+    shape = empty(checkpoint, dtype)
+    placeholders = {
+        name: torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape)
+        for name, tensor in shape.state_dict().items()
+    }
     try:
-        config = AutoConfig.from_pretrained(str(checkpoint.path), trust_remote_code=False)
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-        placeholders = {
-            name: torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape)
-            for name, tensor in empty.state_dict().items()
-        }
         model = _quietly(
-            type(empty).from_pretrained,
+            type(shape).from_pretrained,
             None,
-            config=config,
+            config=shape.config,
             state_dict=placeholders,
             dtype=dtype,
             **_moe(checkpoint, experts),
@@ -101,12 +113,14 @@ def check_family(host: Checkpoint, name: str, donor: Checkpoint) -> None:
         )
 
 
-def streamable(checkpoint: Checkpoint, model: PreTrainedModel) -> bool:
-    """Whether live tensors are the stored bytes, stacked, so that nothing has to decode them."""
-    if checkpoint.config.get("quantization_config"):
-        return False
-    if any(header.dtype not in DTYPES for header in checkpoint.tensors.values()):
-        return False
+def is_plain(checkpoint: Checkpoint) -> bool:
+    """Whether all tensors are stored as plain numbers, so that nothing has to decode them."""
+    quantised = checkpoint.config.get("quantization_config")
+    return not quantised and all(t.dtype in DTYPES for t in checkpoint.tensors.values())
+
+
+def is_stacked_only(model: PreTrainedModel) -> bool:
+    """Whether the live module's tensors are the stored ones, renamed and stacked."""
     conversions = get_model_conversion_mapping(model)
     done = {type(op).__name__ for c in conversions for op in getattr(c, "operations", ())}
     return done <= _PLAIN_CONVERSIONS
