@@ -1,4 +1,4 @@
-"""What is asked of a model: items with prompts as token ids, and the settings that decide scores."""
+"""What is asked of a model: items as token ids, and the settings that decide their scores."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 from moegraft.errors import EvalDataError
 
 Kind = str
-"""`generate` (text is written and judged) or `choose` (continuations are compared by likelihood)."""
+"""`generate`: text is written and judged; `choose`: continuations are compared by likelihood."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,11 @@ class Item:
     cluster: str | None = None
     """Hash of what several items share (BoolQ: the passage); None when items stand alone."""
     pairs: tuple[Pair, ...] = ()
-    """The choices of a `choose` condition, in order; for `generate`, empty."""
+    """The requests of a `choose` condition, choices first; for `generate`, empty."""
     gold_pair: Pair | None = None
     """The gold answer, teacher-forced in the format that the task asks for."""
+    choices: tuple[str, ...] = ()
+    """Texts of the choices, where the task has choices."""
     instances: tuple[Any, ...] = ()
     """lm-eval's requests behind this item."""
 

@@ -2,24 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 import torch
 
-from moegraft.evals.condition import Decoding
-from moegraft.evals.generate import Running, Stopper, finish
 from moegraft.evals.judge import Generation
+from moegraft.evals.sampling import Running, Writer, finish
 from moegraft.evals.slots import Forward
 
 
-@torch.no_grad()
 def generate_plain(
-    forward: Forward,
-    stopper: Stopper,
-    rows: Sequence[Running],
-    decoding: Decoding,
-    choose: Any,
-    max_rows: int,
+    forward: Forward, writer: Writer, rows: Sequence[Running], max_rows: int
 ) -> Iterator[tuple[int, Generation]]:
     """As `generate.generations`, with the model's own cache and without padding.
 
@@ -31,26 +23,28 @@ def generate_plain(
         same = list(group)
         for first in range(0, len(same), max_rows):
             batch = same[first : first + max_rows]
-            _run(forward, stopper, batch, decoding.max_new_tokens, choose)
-            yield from ((row.position, finish(row, stopper)) for row in batch)
+            _run(forward, writer, batch)
+            yield from ((row.position, finish(row, writer.stopper)) for row in batch)
 
 
-def _run(
-    forward: Forward, stopper: Stopper, rows: list[Running], budget: int, choose: Any
-) -> None:
+@torch.no_grad()
+def _run(forward: Forward, writer: Writer, rows: list[Running]) -> None:
     ids = torch.tensor([row.prompt for row in rows], device=forward.device)
     cache = None
-    for _ in range(budget):
+    for _ in range(writer.decoding.max_new_tokens):
         output = forward.model(
-            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1,
+            input_ids=ids,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
             **forward.options,
-        )  # fmt: skip
+        )
         cache = output.past_key_values
-        chosen = choose(rows, output.logits[:, -1])
+        chosen = writer.choose(rows, output.logits[:, -1])
         for row, token in zip(rows, chosen, strict=True):
             if not row.ended:
                 row.tokens.append(token)
-                row.ended = stopper.is_done(row.tokens)
+                row.ended = writer.stopper.is_done(row.tokens)
         if all(row.ended for row in rows):
             return
         ids = torch.tensor([[token] for token in chosen], device=forward.device)

@@ -6,26 +6,22 @@ ids once; the result is scored for any number of configurations by `judge.score_
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from moegraft.errors import EvalDataError
 from moegraft.evals.condition import (
     Condition,
     Decoding,
-    Item,
     canonical_order,
-    content_hash,
     doc_hashes,
     shots,
     split_name,
 )
 from moegraft.evals.data import resolve_data
-from moegraft.evals.tokens import encode, encode_pairs
+from moegraft.evals.prompts import Prompter, metadata
 
 TASKS = Path(__file__).parent / "tasks"
 """Our own task files."""
@@ -81,15 +77,12 @@ def load_condition(
     kind = "generate" if task.OUTPUT_TYPE == "generate_until" else "choose"
     decoding = _decoding(task, seed, temperature, max_gen_toks) if kind == "generate" else None
     _check_repeats(name, kind, repeats, decoding)
-    render = _renderer(tokenizer, dict(chat_template_kwargs or {})) if chat_template else None
     docs = [dict(doc) for doc in task.eval_docs]
     hashes = doc_hashes(docs)
     chosen = canonical_order(hashes, seed)[:limit]
-    items = _render_items(
-        task, [docs[i] for i in chosen], [hashes[i] for i in chosen], tokenizer, render,
-        system_prompt,
-    )  # fmt: skip
-    meta = _metadata(task)
+    prompter = Prompter(task, tokenizer, chat_template, chat_template_kwargs or {}, system_prompt)
+    items = prompter.items([docs[i] for i in chosen], [hashes[i] for i in chosen])
+    meta = metadata(task)
     settings = {
         "task": config.task,
         "version": str(task.VERSION),
@@ -191,12 +184,12 @@ def _prompting_overrides(name: str, prompting: str, config: Mapping[str, Any]) -
 
 
 def _build(manager: Any, key: str, overrides: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
-    import datasets
+    from datasets.exceptions import DatasetsError
 
     spec = {"group": "moegraft", "task": [{"task": key, **overrides}]}
     try:
         task = manager.load([spec])["tasks"][key]
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
         raise EvalDataError(
             f"{key}: cannot load its data ({reason}); name a folder with --data, or go online"
@@ -228,11 +221,6 @@ def _fix_fewshots(task: Any) -> tuple[str, ...]:
 
 
 # --- settings ---------------------------------------------------------------------------------
-
-
-def _metadata(task: Any) -> Mapping[str, Any]:
-    meta = task.config.metadata
-    return meta if isinstance(meta, Mapping) else {}
 
 
 def _primary_metric(task: Any, meta: Mapping[str, Any]) -> str:
@@ -290,119 +278,3 @@ def _public_name(name: str, task: str) -> str:
     if head.endswith((".yaml", ".yml")):
         return task if prompting is None else f"{task}/{prompting}"
     return name
-
-
-# --- prompts ----------------------------------------------------------------------------------
-
-
-def _renderer(tokenizer: Any, options: dict[str, Any]) -> Callable[..., str]:
-    def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-            **options,
-        )
-
-    return render
-
-
-@contextmanager
-def _templates_compiled_once() -> Iterator[None]:
-    """Keep lm-eval from compiling a task's templates anew for every document (20 ms per item)."""
-    from lm_eval.utils import env
-
-    with patch.object(env, "from_string", cache(env.from_string)):
-        yield
-
-
-def _render_items(
-    task: Any,
-    docs: list[dict[str, Any]],
-    hashes: list[str],
-    tokenizer: Any,
-    render: Callable[..., str] | None,
-    system_prompt: str | None,
-) -> tuple[Item, ...]:
-    with _templates_compiled_once():
-        instances = [_instances(task, i, doc, render, system_prompt) for i, doc in enumerate(docs)]
-        golds = [_gold(task, doc, chat=render is not None) for doc in docs]
-    generates = task.OUTPUT_TYPE == "generate_until"
-    texts = [group[0].args[0] for group in instances]
-    ids = encode(tokenizer, texts)
-    pairs = encode_pairs(
-        tokenizer, [] if generates else [inst.args[:2] for group in instances for inst in group]
-    )
-    gold_pairs = encode_pairs(
-        tokenizer,
-        [(text, rest) for text, (_, rest) in zip(texts, golds, strict=True)] if generates else [],
-    )
-    items, start = [], 0
-    for i, doc in enumerate(docs):
-        own = () if generates else tuple(pairs[start : start + len(instances[i])])
-        start += len(own)
-        fed = [ids[i]] if generates else [[p.context, p.continuation] for p in own]
-        items.append(
-            Item(
-                hash=hashes[i],
-                doc=doc,
-                prompt=texts[i],
-                prompt_ids=ids[i],
-                prompt_hash=content_hash(fed),
-                gold=golds[i][0],
-                cluster=_cluster(task, doc),
-                pairs=own,
-                gold_pair=gold_pairs[i] if generates else None,
-                instances=tuple(instances[i]),
-            )
-        )
-    return tuple(items)
-
-
-def _instances(
-    task: Any,
-    index: int,
-    doc: dict[str, Any],
-    render: Callable[..., str] | None,
-    system_prompt: str | None,
-) -> list[Any]:
-    chat = render is not None
-    context = task.fewshot_context(
-        doc,
-        num_fewshot=int(task.config.num_fewshot or 0),
-        system_instruction=system_prompt,
-        apply_chat_template=chat,
-        fewshot_as_multiturn=chat,
-        chat_template=render,
-        gen_prefix=task.doc_to_prefix(doc),
-    )
-    made = task.construct_requests(
-        doc=doc,
-        ctx=context,
-        metadata=(task.config.task, index, 1),
-        apply_chat_template=chat,
-        chat_template=render,
-    )
-    return made if isinstance(made, list) else [made]
-
-
-def _gold(task: Any, doc: dict[str, Any], chat: bool) -> tuple[str, str]:
-    """The gold answer as text, and the continuation that is teacher-forced for it."""
-    from lm_eval.utils import apply_template
-
-    target = task.doc_to_target(doc)
-    if isinstance(target, list):
-        target = target[0] if target else ""
-    if isinstance(target, int) and task.config.doc_to_choice is not None:
-        target = task.doc_to_choice(doc)[target]
-    gold = str(target)
-    template = _metadata(task).get("gold")
-    rest = (apply_template(str(template), doc) if template else gold).strip()
-    return gold.strip(), rest if chat else f" {rest}"
-
-
-def _cluster(task: Any, doc: dict[str, Any]) -> str | None:
-    field = _metadata(task).get("cluster")
-    return content_hash(doc[field]) if field else None
-

@@ -71,9 +71,7 @@ def score_items(scorer: Answers, condition: Condition, items: Sequence[Item]) ->
         yield from _generate(scorer, condition, items)
 
 
-def format_warning(
-    condition: Condition, rows_by_parent: Mapping[str, Sequence[Row]]
-) -> str | None:
+def format_warning(condition: Condition, rows_by_parent: Mapping[str, Sequence[Row]]) -> str | None:
     """A sentence when no parent ever answers in the format that the gold answer is scored in.
 
     The teacher-forced log-probability then measures a format that neither model uses.
@@ -102,15 +100,14 @@ def _choose(scorer: Answers, condition: Condition, items: Sequence[Item]) -> Ite
 def _choice_row(condition: Condition, item: Item, found: Sequence[Likelihood]) -> Row:
     answers = [(one.logprob, one.is_greedy) for one in found]
     scores = _task_scores(condition, item, answers)
-    choices = [instance.args[1].strip() for instance in item.instances]
-    best = max(range(len(found)), key=lambda k: found[k].logprob)
-    gold = next((k for k, choice in enumerate(choices) if choice == item.gold), None)
+    gold = item.pairs.index(item.gold_pair) if item.gold_pair in item.pairs else None
+    best = max(range(len(item.choices)), key=lambda k: found[k].logprob, default=None)
     return _row(
         condition,
         item,
         scores,
         output=None,
-        extracted=choices[best],
+        extracted=None if best is None else item.choices[best],
         gold_logprob=None if gold is None else found[gold].logprob,
         num_tokens=0,
         truncated=False,
@@ -175,9 +172,8 @@ def _task_scores(condition: Condition, item: Item, answer: Any) -> dict[str, flo
     instances = list(item.instances)
     for instance, one in zip(instances, answers, strict=True):
         instance.resps, instance.filtered_resps = [one], {}
-    filters = task._filters
     scores: dict[str, float] = {}
-    for ensemble in filters:
+    for ensemble in task._filters:
         ensemble.apply(instances)
         filtered = [instance.filtered_resps[ensemble.name] for instance in instances]
         found = task.process_results(item.doc, filtered)

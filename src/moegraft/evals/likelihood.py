@@ -14,7 +14,7 @@ from moegraft.errors import ResourceError
 from moegraft.evals.condition import Pair
 from moegraft.evals.judge import Likelihood
 from moegraft.evals.prefix import Ids, Prefix, Tree, bundles, share_prefixes
-from moegraft.evals.slots import Forward, SlotCache, load_prefix
+from moegraft.evals.slots import Forward, SlotCache, is_out_of_memory, load_prefix
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +87,9 @@ def _fit(pair: Pair, max_length: int) -> Pair:
     surplus = len(pair.context) + len(pair.continuation) - (max_length + 1)
     if surplus <= 0:
         return pair
-    _log.warning("cutting %d tokens from the left of a prompt, the model sees %d", surplus, max_length)
+    _log.warning(
+        "cutting %d tokens from the left of a prompt, the model sees %d", surplus, max_length
+    )
     kept = pair.context[surplus:] or pair.context[-1:]
     return Pair(kept, pair.continuation)
 
@@ -126,7 +128,7 @@ def _run(
                 cache.spread(0, start, len(rows))
                 filled = len(rows)
             found = _score(forward, cache, start, rows)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             max_tokens = _back_off(error, max_tokens, len(taken))
             waiting += reversed(taken)
             continue
@@ -172,9 +174,7 @@ def _score(
             positions[r, offset:end] = np.asarray(block.tree.depths) + start
             sees[r, offset:end, offset:end] = block.tree.visible()
             for one in block.readings:
-                places = [
-                    read_at.setdefault((r, offset + n), len(read_at)) for n in one.nodes
-                ]
+                places = [read_at.setdefault((r, offset + n), len(read_at)) for n in one.nodes]
                 wanted.append((one.pair, places, one.targets))
             offset = end
     device = forward.device
@@ -187,10 +187,10 @@ def _score(
     logits = forward(
         cache,
         torch.from_numpy(ids).to(device),
-        where,
-        torch.cat([prefix, tree], dim=2),
-        torch.cat([before, where], dim=1),
-        (places[:, 0], places[:, 1]),
+        positions=where,
+        visible=torch.cat([prefix, tree], dim=2),
+        slot_positions=torch.cat([before, where], dim=1),
+        read=(places[:, 0], places[:, 1]),
     )
     return _read(logits, wanted)
 
@@ -208,7 +208,9 @@ def _read(
     found, start = [], 0
     for pair, places, _ in wanted:
         end = start + len(places)
-        found.append((pair, Likelihood(float(logprobs[start:end].sum()), bool(greedy[start:end].all()))))
+        found.append(
+            (pair, Likelihood(float(logprobs[start:end].sum()), bool(greedy[start:end].all())))
+        )
         start = end
     return found
 
@@ -229,7 +231,7 @@ def _plain(
         taken = [waiting.pop() for _ in range(min(count, len(waiting)))]
         try:
             found = _score_plain(forward, taken, by_input, pairs)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             max_tokens = _back_off(error, max_tokens, len(taken))
             waiting += reversed(taken)
             continue
@@ -261,8 +263,7 @@ def _score_plain(
 
 def _back_off(error: RuntimeError, max_tokens: int, num_taken: int) -> int:
     """Half the token budget after running out of memory; other errors are raised again."""
-    is_memory = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
-    if not is_memory:
+    if not is_out_of_memory(error):
         raise error
     if num_taken == 1:
         raise ResourceError(

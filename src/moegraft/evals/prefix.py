@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -62,9 +63,7 @@ def share_prefixes(
     """
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
     # shared[k]: leading tokens that the k-th and the next sequence in sorted order share.
-    shared = [
-        common_length(sequences[a], sequences[b]) for a, b in zip(order, order[1:], strict=False)
-    ]
+    shared = [common_length(sequences[a], sequences[b]) for a, b in pairwise(order)]
     root = Prefix((), 0)
     todo = [(root, 0, len(order))]
     while todo:

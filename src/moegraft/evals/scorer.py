@@ -16,9 +16,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
 from moegraft.evals.condition import Decoding, Pair
-from moegraft.evals.generate import Adjust, Stopper, generations
+from moegraft.evals.generate import generations
 from moegraft.evals.judge import Generation, Likelihood
 from moegraft.evals.likelihood import likelihoods
+from moegraft.evals.sampling import Adjust, Stopper, Writer
 from moegraft.evals.slots import Forward
 from moegraft.evals.tokens import encode, encode_pairs, prefix_id
 
@@ -66,8 +67,8 @@ class Scorer(TemplateLM):
         own = host.eos_ids if is_host and eos_ids is None else eos_ids
         self.eos_ids = sorted(set(own if own is not None else _eos_ids(self.model, self.tokenizer)))
         on_gpu = self._device.type == "cuda"
-        self.max_tokens = max_tokens or (16384 if on_gpu else 2048)
-        self.max_rows = max_rows or (256 if on_gpu else 128)
+        self.max_tokens = max_tokens or (16384 if on_gpu else 4096)
+        self.max_rows = max_rows or 256
         self.chat_template_kwargs = chat_template_kwargs or {}
         self.seed = seed
         self.adjust: Adjust | None = None
@@ -90,12 +91,11 @@ class Scorer(TemplateLM):
         stopper = Stopper(self.tokenizer, self.eos_ids, decoding.stop)
         return generations(
             self._forward(),
-            stopper,
+            Writer(stopper, decoding, self.adjust),
             prompts,
-            decoding,
             [0] * len(prompts) if repeat is None else repeat,
             max_rows=self.max_rows,
-            adjust=self.adjust,
+            max_tokens=self.max_tokens,
         )
 
     def _forward(self) -> Forward:
@@ -154,7 +154,7 @@ class Scorer(TemplateLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of (context, continuation) texts, in the order asked."""
-        texts = [(request.args[0], request.args[1]) for request in requests]
+        texts = [_two(request) for request in requests]
         return self._answer_pairs(encode_pairs(self.tokenizer, texts))
 
     def _loglikelihood_tokens(
@@ -192,7 +192,7 @@ class Scorer(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate a text per request, in the order asked."""
         prompts = encode(self.tokenizer, [request.args[0] for request in requests])
-        settings = [self._decoding(request.args[1]) for request in requests]
+        settings = [self._decoding(_two(request)[1]) for request in requests]
         seen: Counter[tuple[Any, ...]] = Counter()
         repeat = []
         for key in zip(prompts, settings, strict=True):
@@ -230,11 +230,14 @@ class Scorer(TemplateLM):
         return self.host.with_patches(self.patches())
 
 
+def _two(request: Instance) -> tuple[Any, Any]:
+    given: Any = request.args
+    return given[0], given[1]
+
+
 def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
     found = {tokenizer.eos_token_id}
     for config in (getattr(model, "generation_config", None), model.config):
         ids = getattr(config, "eos_token_id", None)
         found |= {ids} if isinstance(ids, int) else set(ids or ())
     return {i for i in found if i is not None}
-
-

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 _SPARE_SLOTS = 32
+_CPU_CACHE_BYTES = 4 * 2**30
 
 
 class SlotCache(Cache):
@@ -27,7 +28,8 @@ class SlotCache(Cache):
         self.rows: slice | Tensor = slice(0, 0)
         self.start: int | Tensor = 0
         self.end = 0
-        super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
+        self.slot_layers = [SlotLayer(self) for _ in range(num_layers)]
+        super().__init__(layers=[*self.slot_layers])
 
     def reserve(self, num_rows: int, num_slots: int) -> None:
         """Have at least this many rows and slots; what is stored stays."""
@@ -36,7 +38,7 @@ class SlotCache(Cache):
         self.num_rows = max(self.num_rows, num_rows)
         if num_slots > self.num_slots:
             self.num_slots = max(num_slots + _SPARE_SLOTS, self.num_slots * 5 // 4)
-        for layer in self.layers:
+        for layer in self.slot_layers:
             layer.grow()
 
     def aim(self, rows: slice, start: int, count: int) -> None:
@@ -53,12 +55,12 @@ class SlotCache(Cache):
         """Copy slots `start:end` of row 0 to the first `num_rows` rows."""
         self.reserve(num_rows, end)
         if start < end:
-            for layer in self.layers:
+            for layer in self.slot_layers:
                 layer.spread(start, end, num_rows)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` slots of one row over another row."""
-        for layer in self.layers:
+        for layer in self.slot_layers:
             layer.move(source, target, length)
 
 
@@ -157,14 +159,40 @@ class Forward:
         self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
         self.max_length: int = getattr(config, "max_position_embeddings", 2**31)
         self.options: dict[str, Any] = (
-            {"output_router_logits": False} if getattr(config, "output_router_logits", False) else {}
+            {"output_router_logits": False}
+            if getattr(config, "output_router_logits", False)
+            else {}
         )
+
+    @property
+    def slot_bytes(self) -> int:
+        """Upper estimate of what one token takes in the cache, over all layers."""
+        config = self.model.config.get_text_config(decoder=True)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        if getattr(config, "kv_lora_rank", None):  # latent attention caches full heads
+            heads = config.num_attention_heads
+            size = config.qk_nope_head_dim + config.qk_rope_head_dim
+        return 2 * self.num_layers * heads * size * self.dtype.itemsize
+
+    def cache_bytes(self) -> int:
+        """Memory that generations may fill with keys and values."""
+        if self.device.type != "cuda":
+            return _CPU_CACHE_BYTES
+        free, _ = torch.cuda.mem_get_info(self.device)
+        reusable = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(
+            self.device
+        )
+        return (free + reusable) // 2
 
     @torch.no_grad()
     def __call__(
         self,
         cache: SlotCache,
         ids: Int[Tensor, "row token"],
+        *,
         positions: Int[Tensor, "row token"],
         visible: Bool[Tensor, "row token slot"],
         slot_positions: Int[Tensor, "row slot"],
@@ -224,10 +252,13 @@ class Forward:
         return logits[0]
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device or the machine has run out of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
 @contextmanager
-def picked(
-    model: Any, read: tuple[Int[Tensor, " read"], Int[Tensor, " read"]]
-) -> Iterator[None]:
+def picked(model: Any, read: tuple[Int[Tensor, " read"], Int[Tensor, " read"]]) -> Iterator[None]:
     """Within this block the model computes logits at (row, token) of `read` only, as [1, read].
 
     The vocabulary projection is the largest matrix of a small model; most positions of a prompt
@@ -263,9 +294,9 @@ def load_prefix(
     forward(
         cache,
         torch.tensor([tokens], dtype=torch.long, device=device),
-        positions,
-        slots[:, None, :] <= positions[:, :, None],
-        slots,
-        (nothing, nothing),
+        positions=positions,
+        visible=slots[:, None, :] <= positions[:, :, None],
+        slot_positions=slots,
+        read=(nothing, nothing),
     )
     cache.spread(start, end, num_rows)
