@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from moegraft.evals.extract import extract, same_answer
-from moegraft.nano import recipes, worlds
+from moegraft.nano import recipes, science_world, worlds
 
 KINDS = recipes.VERIFIER_OF
 
@@ -125,4 +125,5 @@ def test_the_task_file_holds_the_fixed_examples():
 
     path = Path(moegraft.__file__).parent / "evals" / "tasks" / "nano_science.yaml"
     samples = yaml.safe_load(path.read_text())["fewshot_config"]["samples"]
-    assert samples == [dict(item) for item in worlds.few_shots()]
+    spoken = [item | {"answerKey": science_world.response(item)} for item in worlds.few_shots()]
+    assert samples == spoken

@@ -66,10 +66,10 @@ class Checkpoint:
     @property
     def layout(self) -> Literal["published", "fused", "dense"]:
         """`fused` if experts are stacked in one tensor, `published` if each has its own."""
-        rules = {p.rule for p in self._places.values() if p.component == "experts"}
-        if not rules:
+        stacked = {p.rule.stacked for p in self._places.values() if p.component == "experts"}
+        if not stacked:
             return "dense"
-        return "fused" if any(rule.stacked for rule in rules) else "published"
+        return "fused" if True in stacked else "published"
 
     @property
     def num_layers(self) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-import numpy as np
 
 from moegraft.checkpoint.header import TensorHeader
 from moegraft.errors import CheckpointError
@@ -104,12 +103,14 @@ _NUMPY = {
 }
 
 
-def read_array(item: TensorHeader | StoredPiece) -> np.ndarray:
+def read_array(item: TensorHeader | StoredPiece) -> Any:
     """The values as a numpy array; BF16, which numpy lacks, is widened exactly to float32.
 
     Raises:
         CheckpointError: dtypes of 8 bits or less, which numpy cannot widen exactly by itself.
     """
+    import numpy as np
+
     kind = _NUMPY.get(item.dtype)
     if kind is None:
         raise CheckpointError(f"{item.file}: {item.name} is {item.dtype}, which numpy cannot hold")

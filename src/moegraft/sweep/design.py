@@ -85,7 +85,7 @@ class SweepRecipe:
     seed: int = 0
     """Orders the items."""
     dtype: str = "auto"
-    """`auto` (the host's), `float32`, `bfloat16` or `float16`."""
+    """`float32`, `bfloat16`, `float16`, or `auto`: float32 on a CPU, else as the host is stored."""
     chat_template: bool = True
     """Whether prompts are put into the host's chat template."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)

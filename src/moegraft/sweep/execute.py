@@ -103,6 +103,14 @@ def run_sweep(
         return _evaluate(loaded, on_note)
 
 
+def _dtype(dtype: str, device: str) -> str:
+    """The dtype to load in; `auto` is float32 on a CPU, where most have no fast bfloat16."""
+    import torch
+
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    return "float32" if dtype == "auto" and on_cpu else dtype
+
+
 def _load(
     recipe: SweepRecipe,
     configurations: tuple[Configuration, ...],
@@ -119,7 +127,7 @@ def _load(
         recipe.host,
         donors,
         device=execution.device,
-        dtype=recipe.dtype,
+        dtype=_dtype(recipe.dtype, execution.device),
         memory_budget_bytes=execution.memory_budget_bytes,
     )
     plans = plan_configurations(host, configurations)
