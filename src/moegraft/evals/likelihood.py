@@ -1,6 +1,7 @@
 """Log-likelihoods over shared prefixes: every distinct token of a task is computed once."""
 
 import logging
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def _run(
             found = _score(forward, cache, start, rows)
         except RuntimeError as error:
             max_tokens = _back_off(error, max_tokens, len(taken))
-            waiting += reversed(taken)
+            waiting = sorted([*waiting, *taken], key=lambda block: len(block.tree))
             continue
         yield from found
 
@@ -138,21 +139,20 @@ def _run(
 def _pack(
     waiting: list[_Block], row_tokens: int, max_tokens: int
 ) -> tuple[list[list[_Block]], list[_Block]]:
-    """Take the longest blocks that fit one pass, in rows of equal capacity."""
-    capacity = max(len(waiting[-1].tree), row_tokens)
-    rows: list[list[_Block]] = [[]]
+    """Take blocks that fit one pass, longest first, in rows that are filled as far as possible."""
+    sizes = [len(block.tree) for block in waiting]
+    capacity = max(sizes[-1], row_tokens)
+    total = min(sum(sizes), max_tokens)
+    capacity = max(sizes[-1], -(-total // -(-total // capacity)))  # equally full rows
+    rows: list[list[_Block]] = []
     taken: list[_Block] = []
-    room = capacity
-    while waiting:
-        size = len(waiting[-1].tree)
-        if size > room:
-            if (len(rows) + 1) * capacity > max_tokens:
-                break
-            rows.append([])
-            room = capacity
-        room -= size
-        taken.append(waiting.pop())
-        rows[-1].append(taken[-1])
+    while waiting and (not rows or (len(rows) + 1) * capacity <= max_tokens):
+        rows.append([])
+        room = capacity
+        while (best := bisect_right(sizes, room)) > 0:
+            room -= sizes.pop(best - 1)
+            taken.append(waiting.pop(best - 1))
+            rows[-1].append(taken[-1])
     return rows, taken
 
 
