@@ -5,22 +5,8 @@ from functools import cache
 from typing import Any
 
 WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "while",
-    "rain",
-    "fell",
-    "over",
-    "seven",
-    "hills",
-    "and",
-    "nobody",
-    "saw",
-    "it",
+    *("the", "cat", "sat", "on", "a", "mat", "while", "rain"),
+    *("fell", "over", "seven", "hills", "and", "nobody", "saw", "it"),
 ]
 SIZES = {
     "vocab_size": 258,
