@@ -11,6 +11,7 @@ _EXPORTS = {
     "Host": "moegraft.runtime",
     "Patch": "moegraft.runtime",
     "swapped": "moegraft.runtime",
+    "composed": "moegraft.transfer",
     "TransferRecipe": "moegraft.transfer",
     "plan_transfer": "moegraft.transfer",
     "apply_plan": "moegraft.transfer",

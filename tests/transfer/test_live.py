@@ -1,4 +1,5 @@
 import pytest
+import torch
 from lm_eval.api.instance import Instance
 
 import moegraft
@@ -38,3 +39,13 @@ def test_a_configuration_needs_a_donor_of_that_name(host):
     alone = Host.load(host.checkpoint.source, {})
     with pytest.raises(RecipeError, match="expected a donor named 'donor', got: none"):
         configuration_patches(alone, "router")
+
+
+def test_a_composed_host_is_the_swapped_model_and_comes_back(host):
+    ids = torch.arange(2, 10)[None]
+    with torch.no_grad():
+        before = host.model(ids).logits
+        with moegraft.composed(host, "router+experts") as model:
+            inside = model(ids).logits
+        assert not torch.equal(inside, before)
+        assert torch.equal(host.model(ids).logits, before)

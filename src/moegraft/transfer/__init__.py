@@ -15,6 +15,7 @@ _EXPORTS = {
     "configuration_patches": "moegraft.transfer.live",
     "patches": "moegraft.transfer.live",
     "summarize_checkpoint": "moegraft.transfer.summary",
+    "composed": "moegraft.transfer.live",
     "lm": "moegraft.transfer.live",
 }
 

@@ -1,6 +1,7 @@
 """The same plan as patches for a live model: what `apply` writes, without writing it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -53,6 +54,26 @@ def lm(host: Host, configuration: str, **options: Any) -> Any:
     from moegraft.evals.scorer import Scorer
 
     return Scorer(host, patches=partial(configuration_patches, host, configuration), **options)
+
+
+@contextmanager
+def composed(host: Host, configuration: str) -> Iterator[Any]:
+    """Run a block with `configuration` swapped into `host`, and restore it exactly afterwards.
+
+    Args:
+        host: loaded with a donor named `donor`.
+        configuration: such as `attention+experts`; `host` for the host itself, `donor` for the
+            donor.
+
+    Yields:
+        The live transformers model.
+
+    Raises:
+        RecipeError: a component that does not exist, no donor named `donor`, or `host` is swapped
+            already.
+    """
+    with host.with_patches(configuration_patches(host, configuration)):
+        yield host.model
 
 
 def configuration_patches(host: Host, configuration: str) -> list[Patch]:
