@@ -27,10 +27,10 @@ def source_tree() -> str:
         if module.name == "__init__.py":
             if depth > 1:
                 folder = "  " * (depth - 1) + relative.parts[-2] + "/"
-                lines.append(f"{folder:<22}{first_sentence(module)}")
+                lines.append(f"{folder:<24}{first_sentence(module)}")
             continue
         name = "  " * depth + module.name
-        lines.append(f"{name:<22}{first_sentence(module)}")
+        lines.append(f"{name:<24}{first_sentence(module)}")
     return "```text\n" + "\n".join(lines) + "\n```"
 
 

@@ -18,7 +18,7 @@ _EXPORTS = {
     "lm": "moegraft.transfer",
 }
 
-__all__ = [  # noqa: PLE0604, RUF022
+__all__ = [  # noqa: PLE0604
     "__version__",
     *_EXPORTS,  # pyright: ignore[reportUnsupportedDunderAll]
 ]

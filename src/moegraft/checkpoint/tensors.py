@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-
 from moegraft.checkpoint.header import TensorHeader
 from moegraft.errors import CheckpointError
 from moegraft.families import Piece
