@@ -137,6 +137,7 @@ def test_a_rival_that_finishes_first_keeps_its_output(tmp_path):
 
 
 def write_slowly(out, ready):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under `nohup` and some CIs
     with staged_output(out) as folder:
         (folder / "config.json").write_text("{}")
         ready.set()
