@@ -63,6 +63,12 @@ def test_a_tiny_nucleus_is_greedy():
     assert answers(Decoding(12, temperature=0.7, top_p=1e-6)) == greedy
 
 
+@pytest.mark.slow
+def test_continuous_batching_gives_the_same_texts():
+    decoding = Decoding(12, stop=("e",))
+    assert answers(decoding, paged=True) == answers(decoding)
+
+
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [

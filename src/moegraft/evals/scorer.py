@@ -17,6 +17,7 @@ from lm_eval.api.model import TemplateLM
 
 from moegraft.evals.condition import Decoding, Pair
 from moegraft.evals.generate import generations
+from moegraft.evals.generate_paged import generate_paged
 from moegraft.evals.judge import Generation, Likelihood
 from moegraft.evals.likelihood import likelihoods
 from moegraft.evals.sampling import Adjust, Stopper, Writer
@@ -37,6 +38,7 @@ class Scorer(TemplateLM):
             checkpoints), or those of the model's generation config and the tokenizer.
         max_tokens: tokens of one forward pass; halved when memory runs out.
         max_rows: generations in flight.
+        paged: on a GPU, generate greedily with transformers' continuous batching.
         patches: called before each lm-eval request list; the patches are applied while it runs.
         chat_template_kwargs: passed to the chat template.
         seed: for sampled generations.
@@ -50,6 +52,7 @@ class Scorer(TemplateLM):
         eos_ids: Sequence[int] | None = None,
         max_tokens: int | None = None,
         max_rows: int | None = None,
+        paged: bool = False,
         patches: Callable[[], Sequence[Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         seed: int = 0,
@@ -69,6 +72,7 @@ class Scorer(TemplateLM):
         on_gpu = self._device.type == "cuda"
         self.max_tokens = max_tokens or (16384 if on_gpu else 4096)
         self.max_rows = max_rows or 256
+        self.paged = paged
         self.chat_template_kwargs = chat_template_kwargs or {}
         self.seed = seed
         self.adjust: Adjust | None = None
@@ -88,10 +92,13 @@ class Scorer(TemplateLM):
         repeat: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, Generation]]:
         """Answer each prompt; (position, result) as they finish."""
-        stopper = Stopper(self.tokenizer, self.eos_ids, decoding.stop)
+        forward = self._forward()
+        writer = Writer(Stopper(self.tokenizer, self.eos_ids, decoding.stop), decoding, self.adjust)
+        if self.paged and decoding.temperature == 0 and self.adjust is None:
+            return generate_paged(forward, writer, prompts)
         return generations(
-            self._forward(),
-            Writer(stopper, decoding, self.adjust),
+            forward,
+            writer,
             prompts,
             [0] * len(prompts) if repeat is None else repeat,
             max_rows=self.max_rows,
@@ -100,6 +107,8 @@ class Scorer(TemplateLM):
 
     def _forward(self) -> Forward:
         forward = Forward(self.model)
+        if self.host is not None and not self.host.checkpoint.family.branching_cache:
+            forward.shares = False
         if not forward.shares and not self._said_plain:
             self._said_plain = True
             _log.warning(

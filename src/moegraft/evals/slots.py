@@ -154,8 +154,14 @@ class Forward:
         # Models with several kinds of attention take one mask per kind.
         self.mixed: bool = "sliding_attention" in kinds
         self.window: int | None = window if self.mixed or not kinds else None
-        self.shares: bool = kinds <= {"full_attention", "sliding_attention"}
-        self.additive: bool = config._attn_implementation != "sdpa"
+        attention = config._attn_implementation
+        # Rows of a tree need masks of their own, which flash attention does not take.
+        self.shares: bool = kinds <= {"full_attention", "sliding_attention"} and attention in (
+            "sdpa",
+            "eager",
+        )
+        """Whether keys and values can be shared between sequences."""
+        self.additive: bool = attention == "eager"
         self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
         self.max_length: int = getattr(config, "max_position_embeddings", 2**31)
         self.options: dict[str, Any] = (
