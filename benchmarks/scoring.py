@@ -3,10 +3,11 @@
     python benchmarks/scoring.py --data DIR --tokenizer TOKENIZER.json [--out FILE.md]
 
 DIR holds gsm8k/test.jsonl, boolq/validation.jsonl and arc_challenge/test.jsonl. The model is a
-random OLMoE in float32. `auto` settles on HFLM's largest batch, 64, after timing it five times; add it
-with --batch-sizes 8,32,64,auto. Each side gets the same requests as text, so both sides tokenize. HFLM runs
-at each batch size once; its fastest one then alternates with our scorer. For generation, both
-sides emit the end-of-sequence token at the length of the reference answer.
+random OLMoE in float32. Each side gets the same requests as text, so both sides tokenize. HFLM
+runs at each batch size once; its fastest one then alternates with our scorer. (Batch size `auto`
+times batches of 64 five times and then, with this much memory, uses 64; add it with
+--batch-sizes 8,32,64,auto.) For generation, both sides emit the end-of-sequence token at the
+length of the reference answer.
 """
 
 import argparse
