@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", default="8,32,64")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--experts", type=int, default=32)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
