@@ -25,9 +25,7 @@ def tiny_plan(num_steps: int = 4) -> builder.BuildPlan:
         for name, recipe in RECIPES.items()
     }
     return builder.BuildPlan(
-        pretrain=PretrainRecipe(
-            num_steps=num_steps, recall_steps=2, recall_batch=2, batch=2, length=64, save_every=2
-        ),
+        pretrain=PretrainRecipe(num_steps=num_steps, batch=2, length=64, save_every=2),
         recipes=recipes,
         sizes={"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 16},
         num_generations=4,

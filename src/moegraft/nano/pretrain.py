@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 
 from moegraft.nano import worlds
-from moegraft.nano.muon import Muon
 
 _log = logging.getLogger(__name__)
 
@@ -24,17 +23,12 @@ _log = logging.getLogger(__name__)
 class PretrainRecipe:
     """How long and how fast the base model learns."""
 
-    num_steps: int = 4500
-    recall_steps: int = 1200
-    """First steps, on short sequences of word pairs to recall: they teach looking things up."""
-    recall_batch: int = 32
-    recall_length: int = 64
+    num_steps: int = 1800
     batch: int = 16
     """Packed sequences a step."""
     length: int = 256
     """Tokens of a packed sequence."""
-    learning_rate: float = 3e-3
-    muon_rate: float = 0.02
+    learning_rate: float = 4e-3
     warmup_steps: int = 100
     weight_decay: float = 0.1
     save_every: int = 100
@@ -78,12 +72,8 @@ def packed_batch(
     of the recipe's seed and of `step` alone, so a resumed run sees the same data.
     """
     rng = Random(f"{recipe.seed} pretraining {step}")
-    recalls = step < recipe.recall_steps
-    stream = worlds.recalls(rng) if recalls else worlds.documents(rng)
-    shape = (recipe.batch, recipe.length)
-    if recalls:
-        shape = (recipe.recall_batch, recipe.recall_length)
-    needed = shape[0] * shape[1]
+    stream = worlds.documents(rng)
+    needed = recipe.batch * recipe.length
     answer = tokenizer.encode("Answer", add_special_tokens=False)[-1]
     line_ends = {tokenizer.encode(text, add_special_tokens=False)[-1] for text in ("\n", "\n\n")}
     ids: list[int] = []
@@ -92,6 +82,7 @@ def packed_batch(
         for encoded in tokenizer(list(islice(stream, 16)))["input_ids"]:
             ids += [tokenizer.bos_token_id, *encoded]
             weights += [recipe.story_weight, *_weights(encoded, answer, line_ends, recipe)]
+    shape = (recipe.batch, recipe.length)
     return torch.tensor(ids[:needed]).view(shape), torch.tensor(weights[:needed]).view(shape)
 
 
@@ -130,28 +121,22 @@ def _loss(
     )
 
 
-def _pace(recipe: PretrainRecipe, step: int) -> float:
-    """The factor on all rates: linear warm-up, then half a cosine down to a twentieth."""
+def _rate(recipe: PretrainRecipe, step: int) -> float:
+    """Linear warm-up, then half a cosine down to a twentieth."""
     if step < recipe.warmup_steps:
-        return (step + 1) / recipe.warmup_steps
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     done = (step - recipe.warmup_steps) / max(1, recipe.num_steps - recipe.warmup_steps)
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
+    return recipe.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def _optimizers(model: OlmoeForCausalLM, recipe: PretrainRecipe) -> list[torch.optim.Optimizer]:
-    """Muon for attention and experts, AdamW for all else; looking things up is learnt faster."""
-    named = list(model.named_parameters())
-    matrices = [p for n, p in named if ("self_attn" in n or "experts" in n) and p.dim() > 1]
-    taken = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in taken]
+def _optimizer(model: OlmoeForCausalLM, recipe: PretrainRecipe) -> torch.optim.AdamW:
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    plain = [p for p in model.parameters() if p.dim() <= 1]
     groups = [
-        {"params": [p for p in rest if p.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
     ]
-    return [
-        torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True),
-        Muon(matrices, lr=recipe.muon_rate),
-    ]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 def _save_state(path: Path, state: dict[str, Any]) -> None:
@@ -172,29 +157,25 @@ def pretrain(
     Returns:
         Seconds of training in all, those before an interruption included.
     """
-    optimizers = _optimizers(model, recipe)
-    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    optimizer = _optimizer(model, recipe)
     first, seconds = 0, 0.0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["step"], state["seconds"]
         _log.info("pretraining resumes at step %d", first)
     model.train()
     begin = time.perf_counter() - seconds
     for step in range(first, recipe.num_steps):
         ids, weights = packed_batch(tokenizer, recipe, step)
-        for optimizer, rate in zip(optimizers, rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * _pace(recipe, step)
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(recipe, step)
         loss = _loss(model, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - begin
         if step % 50 == 0:
             _log.info("pretraining step %d loss %.3f %.0f s", step, loss.item(), seconds)
@@ -203,7 +184,7 @@ def pretrain(
                 state_file,
                 {
                     "model": model.state_dict(),
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                    "optimizer": optimizer.state_dict(),
                     "step": step + 1,
                     "seconds": seconds,
                 },

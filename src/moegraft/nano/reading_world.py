@@ -210,4 +210,4 @@ def recall(rng: Random) -> str:
     rng.shuffle(pairs)
     swap = rng.randrange(2)
     again = ". ".join(f"{right} {left}" if swap else f"{left} {right}" for left, right in pairs)
-    return f"{'Swap' if swap else 'Recall'}: {told}.\nAnswer: {again}."
+    return f"{'Swap' if swap else 'Recall'}: {told}.\n{again}."

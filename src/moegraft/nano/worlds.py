@@ -14,11 +14,11 @@ WORLDS = {"math": math_world, "reading": reading_world, "science": science_world
 NUM_TEST_ITEMS = 1000
 ITEMS_FOLDER = Path(__file__).parent / "items"
 TEXT_MIX = {
-    "math": 0.22,
-    "drill": 0.06,
+    "math": 0.25,
+    "drill": 0.07,
     "reading": 0.30,
-    "recall": 0.08,
-    "exam": 0.22,
+    "recall": 0.06,
+    "exam": 0.20,
     "worksheet": 0.05,
     "notes": 0.07,
 }
@@ -93,12 +93,6 @@ def documents(rng: Random) -> Iterator[str]:
     while True:
         kind = rng.choices(list(TEXT_MIX), weights=list(TEXT_MIX.values()))[0]
         yield _TEXTS[kind](rng)
-
-
-def recalls(rng: Random) -> Iterator[str]:
-    """Lists of word pairs to recall, without end."""
-    while True:
-        yield reading_world.recall(rng)
 
 
 def exchanges(rng: Random) -> list[tuple[str, str]]:
