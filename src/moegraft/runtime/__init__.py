@@ -1,4 +1,4 @@
-"""Live models: load once, swap components in microseconds, watch the routing."""
+"""Live models: load once, then swap components in place and back."""
 
 from importlib import import_module
 from typing import Any

@@ -1,4 +1,4 @@
-"""A host model held in memory with its donors: load once, then switch configuration for free."""
+"""A host model held in memory with its donors: load once, then switch configuration in place."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

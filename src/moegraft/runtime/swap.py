@@ -1,7 +1,6 @@
 """Hot swap: exchange parameters of a live model for others, and put the very same ones back.
 
-Re-pointing `module._parameters[name]` neither copies nor allocates, so a whole component costs
-microseconds. Nothing here knows about plans, checkpoints or components.
+Re-pointing `module._parameters[name]` neither copies nor allocates a whole tensor. Nothing here knows about plans, checkpoints or components.
 """
 
 from collections.abc import Callable, Iterator, Sequence
