@@ -1,6 +1,7 @@
 """Hot swap: exchange parameters of a live model for others, and put the very same ones back.
 
-Re-pointing `module._parameters[name]` neither copies nor allocates a whole tensor. Nothing here knows about plans, checkpoints or components.
+Re-pointing `module._parameters[name]` neither copies nor allocates a whole tensor.
+Nothing here knows about plans, checkpoints or components.
 """
 
 from collections.abc import Callable, Iterator, Sequence
