@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ Ingredients = Mapping[str, Any]
 """All that decides the results of a cell besides its prompts, JSON-ready: content hashes of the
 components, tokenizer, generation settings, engine and its versions, dtype, device."""
 
+ENGINE = ("moegraft", "torch", "transformers", "lm_eval")
+"""Packages whose versions are part of every result key."""
+
 
 def cell_key(ingredients: Ingredients) -> str:
     """32 hex digits over the ingredients; equal for configurations that cannot differ."""
@@ -22,6 +26,27 @@ def cell_key(ingredients: Ingredients) -> str:
 def row_key(cell: str, prompt_hash: str) -> str:
     """16 hex digits: the key of one result, from its cell's key and the hash of its prompt."""
     return _digest([cell, prompt_hash])[:16]
+
+
+def engine_ingredients(host: Any) -> dict[str, Any]:
+    """What results depend on besides weights, tokenizer and task: engine, dtype, device, stops."""
+    config = host.model.config
+    return {
+        "engine": {name: version(name) for name in ENGINE},
+        "experts_implementation": getattr(config, "_experts_implementation", None),
+        "attention_implementation": getattr(config, "_attn_implementation", None),
+        "dtype": str(host.dtype).removeprefix("torch."),
+        "device": host.device.type,
+        "eos_ids": sorted(host.eos_ids),
+    }
+
+
+def tokenizer_hash(files: Sequence[Path]) -> str:
+    """32 hex digits over the names and bytes of a tokenizer's files."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:32]
 
 
 def remember_ingredients(

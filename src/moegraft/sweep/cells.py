@@ -4,20 +4,17 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 
 from moegraft.errors import IncompatibleError
 from moegraft.evals.condition import Condition
 from moegraft.evals.judge import Answers
+from moegraft.evals.keys import engine_ingredients, tokenizer_hash
 from moegraft.evals.run import Cell
 from moegraft.runtime import Host, Patch
 from moegraft.sweep.design import DONOR, Configuration
 from moegraft.transfer.live import patches
 from moegraft.transfer.plan import Plan, Source, plan_transfer
 from moegraft.transfer.recipe import HOST
-
-ENGINE = ("moegraft", "torch", "transformers", "lm_eval")
-"""Packages whose versions are part of every result key."""
 
 _BY_TOKEN = ("embedding", "lm_head")
 """Components whose rows are token ids: they cannot move between tokenizers."""
@@ -68,11 +65,12 @@ def make_cells(
             `donor` for the pure donor where tokenizers differ).
         scorer_of: the scorer by the source of its tokenizer.
     """
-    shared = _shared_ingredients(host)
+    shared = engine_ingredients(host)
     components = {
         made.name: component_digests(host, plans.get(made.name)) for made in configurations
     }
-    tokenizers = {source: _tokenizer_hash(host, source) for source in (HOST, DONOR)}
+    checkpoints = {HOST: host.checkpoint, DONOR: host.donor_checkpoints[DONOR]}
+    tokenizers = {name: tokenizer_hash(one.tokenizer_files) for name, one in checkpoints.items()}
     cells = []
     for name in conditions:
         for made in configurations:
@@ -142,26 +140,6 @@ def _patches_of(host: Host, plan: Plan | None) -> Callable[[], Sequence[Patch]]:
     if plan is None:
         return lambda: host.donor_patches(DONOR)
     return lambda: patches(plan, host)
-
-
-def _shared_ingredients(host: Host) -> dict[str, object]:
-    config = host.model.config
-    return {
-        "engine": {name: version(name) for name in ENGINE},
-        "experts_implementation": getattr(config, "_experts_implementation", None),
-        "attention_implementation": getattr(config, "_attn_implementation", None),
-        "dtype": str(host.dtype).removeprefix("torch."),
-        "device": host.device.type,
-        "eos_ids": sorted(host.eos_ids),
-    }
-
-
-def _tokenizer_hash(host: Host, source: str) -> str:
-    checkpoint = host.checkpoint if source == HOST else host.donor_checkpoints[source]
-    digest = hashlib.sha256()
-    for path in checkpoint.tokenizer_files:
-        digest.update(f"{path.name}\n".encode() + path.read_bytes())
-    return digest.hexdigest()[:32]
 
 
 def _unit(component: str, layer: int | None) -> str:

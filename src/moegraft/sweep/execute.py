@@ -1,7 +1,5 @@
 """Carry a sweep out: load once, evaluate every cell, the A/A control, and the confirmation."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -11,35 +9,24 @@ from typing import Any
 from moegraft.errors import OutputError
 from moegraft.evals import store
 from moegraft.evals.condition import Condition
+from moegraft.evals.execution import Execution, dtype_on
 from moegraft.evals.judge import format_warning
 from moegraft.evals.lock import merge_lock, writer_lock
-from moegraft.evals.run import Cell, Progress, Shard, evaluate_cells
+from moegraft.evals.record import (
+    device_name,
+    environment,
+    fingerprint_checkpoint,
+    write_env,
+    write_prompts,
+)
+from moegraft.evals.run import Cell, Progress, evaluate_cells
 from moegraft.sweep.confirm import carry_over, choose_confirmed
 from moegraft.sweep.design import DONOR, Configuration, SweepRecipe, design
-from moegraft.sweep.record import claim_run, environment, write_env, write_prompts
+from moegraft.sweep.record import claim_run
 from moegraft.transfer.recipe import HOST
 
 CONTROL_ITEMS = 200
 """Items per condition of the A/A control, at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """Where and how a sweep runs; nothing here changes what is asked."""
-
-    device: str = "auto"
-    data_dir: Path | None = None
-    """A folder with one sub-folder per data set, instead of the Hub."""
-    include: tuple[Path, ...] = ()
-    """More folders with task files."""
-    shard: Shard = (1, 1)
-    memory_budget_bytes: int | None = None
-    batch_tokens: int | None = None
-    """Tokens of one forward pass; None lets the scorer choose."""
-    batch_rows: int | None = None
-    """Generations in flight; None lets the scorer choose."""
-    command: str | None = None
-    """The command line, for the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +90,6 @@ def run_sweep(
         return _evaluate(loaded, on_note)
 
 
-def _dtype(dtype: str, device: str) -> str:
-    """The dtype to load in; `auto` is float32 on a CPU, where most have no fast bfloat16."""
-    import torch
-
-    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    return "float32" if dtype == "auto" and on_cpu else dtype
-
-
 def _load(
     recipe: SweepRecipe,
     configurations: tuple[Configuration, ...],
@@ -127,7 +106,7 @@ def _load(
         recipe.host,
         donors,
         device=execution.device,
-        dtype=_dtype(recipe.dtype, execution.device),
+        dtype=dtype_on(execution.device, recipe.dtype),
         memory_budget_bytes=execution.memory_budget_bytes,
     )
     plans = plan_configurations(host, configurations)
@@ -240,10 +219,10 @@ def _record(run: _Loaded, cells: Sequence[Cell], on_note: Callable[[str], None])
         "host": run.recipe.host,
         "donor": run.recipe.donor,
         "checkpoints": {
-            name: _fingerprint(checkpoint, host.component_hashes(name))
+            name: fingerprint_checkpoint(checkpoint, host.component_hashes(name))
             for name, checkpoint in ((HOST, host.checkpoint), *host.donor_checkpoints.items())
         },
-        "device": _device_name(host),
+        "device": device_name(host),
         "dtype": str(host.dtype).removeprefix("torch."),
         "seed": run.recipe.seed,
         "command": run.execution.command,
@@ -275,23 +254,3 @@ def _finish(run: _Loaded, cells: Sequence[Cell], on_note: Callable[[str], None])
             on_note(warning)
     with merge_lock(run.run_dir):
         store.write_atomically(run.run_dir / "DONE", b"")
-
-
-def _fingerprint(checkpoint: Any, hashes: Mapping[Any, str]) -> dict[str, Any]:
-    headers = json.dumps(checkpoint.header_hashes(), sort_keys=True).encode()
-    content = json.dumps(sorted((str(unit), digest) for unit, digest in hashes.items())).encode()
-    return {
-        "source": checkpoint.source,
-        "revision": checkpoint.revision,
-        "headers": hashlib.sha256(headers).hexdigest(),
-        "content": hashlib.sha256(content).hexdigest(),
-        "num_bytes": checkpoint.num_bytes,
-    }
-
-
-def _device_name(host: Any) -> str:
-    import torch
-
-    if host.device.type == "cuda":
-        return f"{host.device} ({torch.cuda.get_device_name(host.device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
