@@ -1,35 +1,59 @@
-"""Statistics of scored items: intervals, paired tests, multiplicity, factorial effects."""
+"""Statistics of scored items: intervals, paired tests, margins, multiplicity, effects."""
 
+from moegraft.stats.bootstrap import ItemBootstrap, cluster_numbers
+from moegraft.stats.equivalence import Equivalence, NonInferiority, equivalence, noninferiority
 from moegraft.stats.factorial import Effect, effect_weights, factorial_effects
 from moegraft.stats.inference import (
     Estimate,
     Interval,
-    ItemBootstrap,
     McNemar,
     NoiseFloor,
     ZTest,
     bootstrap_interval,
-    holm,
     mcnemar,
     noise_floor,
     two_proportion_z,
     wilson_interval,
 )
+from moegraft.stats.multiplicity import MaxT, benjamini_hochberg, holm, max_t
+from moegraft.stats.paired import PairedTest, paired_p, paired_test, sign_flip_p
+from moegraft.stats.power import (
+    items_for_margin,
+    items_needed,
+    minimum_detectable,
+    resolvable_margin,
+)
 
 __all__ = [
     "Effect",
+    "Equivalence",
     "Estimate",
     "Interval",
     "ItemBootstrap",
+    "MaxT",
     "McNemar",
     "NoiseFloor",
+    "NonInferiority",
+    "PairedTest",
     "ZTest",
+    "benjamini_hochberg",
     "bootstrap_interval",
+    "cluster_numbers",
     "effect_weights",
+    "equivalence",
     "factorial_effects",
     "holm",
+    "items_for_margin",
+    "items_needed",
+    "max_t",
     "mcnemar",
+    "minimum_detectable",
     "noise_floor",
+    "noninferiority",
+    "paired_p",
+    "paired_test",
+    "resolvable_margin",
+    "sign_flip_p",
     "two_proportion_z",
     "wilson_interval",
 ]

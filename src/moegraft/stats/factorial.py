@@ -12,7 +12,8 @@ from math import factorial
 import numpy as np
 from jaxtyping import Float
 
-from moegraft.stats.inference import Estimate, ItemBootstrap
+from moegraft.stats.bootstrap import ItemBootstrap
+from moegraft.stats.inference import Estimate
 
 Subset = frozenset[str]
 

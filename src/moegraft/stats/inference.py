@@ -1,4 +1,4 @@
-"""Intervals, paired and unpaired tests, and correction for many tests, on item scores.
+"""Intervals, tests and the noise floor of item scores, the paper's own ones included.
 
 Scores are arrays aligned by item: row i of every array is the same question under the same
 prompt. Aligning them, and refusing to when prompts differ, is the caller's work (report/items.py).
@@ -6,19 +6,15 @@ Where scipy or statsmodels has the method, theirs is called. Formulas and refere
 printed number stand in docs/statistics.md.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from scipy.stats import binomtest
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportions_ztest
 
 NUM_RESAMPLES = 10_000
 """Bootstrap resamples, the paper's number."""
-
-_CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +97,7 @@ def bootstrap_interval(
     """
     rng = np.random.default_rng(seed)
     draws = rng.binomial(num_items, num_correct / num_items, size=num_resamples) / num_items
-    return _percentile(draws, level)
+    return percentile_interval(draws, level)
 
 
 def two_proportion_z(correct_a: int, items_a: int, correct_b: int, items_b: int) -> ZTest:
@@ -128,17 +124,6 @@ def mcnemar(a: Float[np.ndarray, "item"], b: Float[np.ndarray, "item"]) -> McNem
     return McNemar(wins, losses, len(a) - wins - losses, p)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: max over j <= i of min(1, (m - j + 1) p_(j)).
-
-    Holm 1979, Scand. J. Statist. 6:65; keeps the family-wise error under any dependence.
-    """
-    if not p_values:
-        return []
-    adjusted = multipletests(list(p_values), method="holm")[1]
-    return np.asarray(adjusted, dtype=np.float64).tolist()
-
-
 def noise_floor(a: Float[np.ndarray, "item"], b: Float[np.ndarray, "item"]) -> NoiseFloor:
     """Compare two passes of one configuration over the same items (A/A control).
 
@@ -159,80 +144,8 @@ def is_binary(scores: Float[np.ndarray, "*axes"]) -> bool:
     return bool(np.all((scores == 0) | (scores == 1)))
 
 
-@dataclass(frozen=True, slots=True)
-class ItemBootstrap:
-    """One resampling of items shared by all configurations of a condition.
-
-    Every resample draws the same items for every column, so differences, effects and ratios of
-    columns keep the pairing (Efron & Tibshirani 1993, ch. 8; Miller 2024, arXiv:2411.00640).
-    """
-
-    means: Float[np.ndarray, "column"]
-    draws: Float[np.ndarray, "resample column"]
-
-    @classmethod
-    def of(
-        cls,
-        scores: Float[np.ndarray, "item column"],
-        *,
-        seed: int,
-        num_resamples: int = NUM_RESAMPLES,
-    ) -> "ItemBootstrap":
-        """Resample the rows of `scores`.
-
-        Only how often each distinct row occurs matters, so one multinomial draw over the distinct
-        rows replaces n draws of items: the same distribution, and with 0/1 scores of nine
-        configurations some 20 x less work. The result does not depend on the order of items.
-        """
-        num_items, num_columns = scores.shape
-        rows, counts = np.unique(scores, axis=0, return_counts=True)
-        rng = np.random.default_rng(seed)
-        draws = np.empty((num_resamples, num_columns))
-        step = max(1, _CHUNK_BYTES // (8 * len(rows)))
-        for start in range(0, num_resamples, step):
-            part = draws[start : start + step]
-            drawn = rng.multinomial(num_items, counts / num_items, size=len(part))
-            part[:] = drawn.astype(np.float64) @ rows / num_items
-        return cls(rows.T @ counts / num_items, draws)
-
-    def estimate(self, weights: Float[np.ndarray, "column"], level: float = 0.95) -> Estimate:
-        """A linear combination of the columns' means with its percentile interval.
-
-        A unit vector gives a mean, (1, -1) a paired difference, a contrast a factorial effect.
-        """
-        interval = _percentile(self.draws @ weights, level)
-        return Estimate(float(self.means @ weights), interval)
-
-    def gap_recovered(
-        self, column: int, host: int, donor: int, level: float = 0.95
-    ) -> Estimate | None:
-        """(configuration - host) / (donor - host), or None where no gap is established.
-
-        A gap is established when the paired interval of donor - host excludes 0; resamples with
-        a gap of exactly 0 have no ratio and are left out of the interval.
-        """
-        gap = self.estimate(_difference(len(self.means), donor, host), level)
-        if not gap.interval.excludes_zero():
-            return None
-        gaps = self.draws[:, donor] - self.draws[:, host]
-        gains = self.draws[:, column] - self.draws[:, host]
-        defined = gaps != 0
-        value = float((self.means[column] - self.means[host]) / gap.value)
-        return Estimate(value, _percentile(gains[defined] / gaps[defined], level))
-
-    def difference(self, a: int, b: int, level: float = 0.95) -> Estimate:
-        """Mean of column a minus mean of column b, paired by item."""
-        return self.estimate(_difference(len(self.means), a, b), level)
-
-
-def _difference(num_columns: int, plus: int, minus: int) -> Float[np.ndarray, "column"]:
-    weights = np.zeros(num_columns)
-    weights[plus] += 1.0
-    weights[minus] -= 1.0
-    return weights
-
-
-def _percentile(draws: Float[np.ndarray, "resample"], level: float) -> Interval:
+def percentile_interval(draws: Float[np.ndarray, "resample"], level: float = 0.95) -> Interval:
+    """Quantiles of bootstrap draws that leave (1 - level) / 2 on either side."""
     tail = 50 * (1 - level)
     low, high = np.percentile(draws, [tail, 100 - tail])
     return Interval(float(low), float(high))
