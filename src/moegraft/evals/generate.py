@@ -19,6 +19,8 @@ from moegraft.evals.slots import Forward, SlotCache, is_out_of_memory, load_pref
 
 _log = logging.getLogger(__name__)
 _SLOTS_AHEAD = 64
+_PACKED_ON_CPU = 1024
+"""Tokens of prompts that run as one sequence: more would spend the CPU on masked attention."""
 
 
 def generations(
@@ -111,8 +113,7 @@ class _Flight:
         while waiting or self.rows:
             free = max_rows - len(self.rows)
             if waiting and (free >= refill or free >= len(waiting)):
-                count = max(1, max_tokens // (len(waiting[-1].prompt) - self.start))
-                self._admit([waiting.pop() for _ in range(min(free, count, len(waiting)))])
+                self._admit(self._pack(waiting, free, max_tokens))
             else:
                 self._step()
             yield from self._retire()
@@ -121,30 +122,42 @@ class _Flight:
     def _budget(self) -> int:
         return self.writer.decoding.max_new_tokens
 
+    def _pack(self, waiting: list[Running], max_rows: int, max_tokens: int) -> list[Running]:
+        """Take rows from the end of `waiting`: one at least, more while they fit into one pass."""
+        room = max_tokens if self.forward.device.type == "cuda" else min(max_tokens, _PACKED_ON_CPU)
+        taken = [waiting.pop()]
+        room -= len(taken[0].prompt) - self.start
+        while waiting and len(taken) < max_rows:
+            room -= len(waiting[-1].prompt) - self.start
+            if room < 0:
+                break
+            taken.append(waiting.pop())
+        return taken
+
     def _admit(self, new: list[Running]) -> None:
-        """Prefill new rows behind the others and choose their first tokens."""
+        """Prefill new rows behind the others, packed into one sequence; choose first tokens."""
         start, device = self.start, self.forward.device
         first, last = len(self.rows), len(self.rows) + len(new)
-        tails = [row.prompt[start:] for row in new]
-        width = max(len(tail) for tail in tails)
-        ids = torch.zeros((len(new), width), dtype=torch.long)
-        for r, tail in enumerate(tails):
-            ids[r, : len(tail)] = torch.tensor(tail)
-        self.cache.reserve(last, start + width + 1)
+        lengths = [len(row.prompt) - start for row in new]
+        self.cache.reserve(last, start + max(lengths) + 1)
         if last > self.filled:
             self.cache.spread(0, start, self.cache.num_rows)
             self.filled = self.cache.num_rows
-        self.cache.aim(slice(first, last), start, width)
-        slots = self._slots(start + width)
-        positions = slots[start:].expand(len(new), width)
-        ends = torch.tensor([len(tail) - 1 for tail in tails], device=device)
+        ids = torch.tensor([[token for row in new for token in row.prompt[start:]]], device=device)
+        sizes = torch.tensor(lengths, device=device)
+        owner = torch.arange(len(new), device=device).repeat_interleave(sizes)
+        ends = sizes.cumsum(0)
+        places = start + torch.arange(ids.shape[1], device=device) - (ends - sizes)[owner]
+        self.cache.aim_packed(first + owner, places, start)
+        own = (owner[:, None] == owner) & (places[:, None] >= places)
+        before = own.new_ones(len(own), start)
         logits = self.forward(
             self.cache,
-            ids.to(device),
-            positions=positions,
-            visible=slots[None, None, :] <= positions[:, :, None],
-            slot_positions=slots.expand(len(new), -1),
-            read=(torch.arange(len(new), device=device), ends),
+            ids,
+            positions=places[None],
+            visible=torch.cat([before, own], dim=1)[None],
+            slot_positions=torch.cat([self._slots(start), places])[None],
+            read=(torch.zeros_like(ends), ends - 1),
         )
         self.rows += new
         self._append(new, logits)

@@ -28,6 +28,7 @@ class SlotCache(Cache):
         self.rows: slice | Tensor = slice(0, 0)
         self.start: int | Tensor = 0
         self.end = 0
+        self.prefix = 0
         self.slot_layers = [SlotLayer(self) for _ in range(num_layers)]
         super().__init__(layers=[*self.slot_layers])
 
@@ -50,6 +51,15 @@ class SlotCache(Cache):
         """The next forward pass writes one token per row, row i at slot `lengths[i]` < `end`."""
         self.rows, self.start, self.end = slice(0, len(lengths)), lengths, end
         self.reserve(len(lengths), end)
+
+    def aim_packed(self, rows: Tensor, slots: Tensor, start: int) -> None:
+        """The next forward pass is one sequence of pieces of many rows behind a shared prefix.
+
+        Token i goes to slot `slots[i]` of row `rows[i]`; it is shown the first `start` slots of row
+        0, then all tokens of this pass. The memory must have been reserved.
+        """
+        self.rows, self.start, self.end = rows, slots, start + len(rows)
+        self.prefix = start
 
     def spread(self, start: int, end: int, num_rows: int) -> None:
         """Copy slots `start:end` of row 0 to the first `num_rows` rows."""
@@ -92,7 +102,8 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         rows, start, end = self.cache.rows, self.cache.start, self.cache.end
-        assert isinstance(rows, slice)
+        if isinstance(rows, Tensor):
+            return self._update_packed(rows, key_states, value_states)
         if isinstance(start, int):
             self.keys[rows, :, start:end] = key_states
             self.values[rows, :, start:end] = value_states
@@ -101,6 +112,14 @@ class SlotLayer(CacheLayerMixin):
             self.keys[each, :, start] = key_states[:, :, 0]
             self.values[each, :, start] = value_states[:, :, 0]
         return self.keys[rows, :, :end], self.values[rows, :, :end]
+
+    def _update_packed(self, rows: Tensor, *states: Tensor) -> tuple[Tensor, Tensor]:
+        shown = []
+        for held, new in zip((self.keys, self.values), states, strict=True):
+            assert held is not None
+            held[rows, :, self.cache.start] = new[0].transpose(0, 1)
+            shown.append(torch.cat([held[:1, :, : self.cache.prefix], new], dim=2))
+        return shown[0], shown[1]
 
     def grow(self) -> None:
         """Move to larger memory when the cache asks for more rows or slots."""

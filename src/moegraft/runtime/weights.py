@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from mmap import mmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ DTYPES = {
 """Stored dtypes that are plain numbers; everything else needs transformers to decode it."""
 
 _CHUNK_BYTES = 1 << 20
+_OWN_PAGES_BYTES = 1 << 17
+"""Tensors from this size on are mapped for themselves, as the C library does at first."""
 
 
 class _Read(NamedTuple):
@@ -73,8 +76,7 @@ class StreamedWeights(Weights):
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor. Raises CheckpointError when its file has changed or gone."""
         shape, dtype = self._like[name]
-        on_gpu = self.device.type == "cuda"
-        tensor = torch.empty(shape, dtype=dtype, pin_memory=on_gpu)
+        tensor = _room(torch.Size(shape), dtype, pinned=self.device.type == "cuda")
         flat = tensor.view(-1)
         for read in self.reads[name]:
             if read.dtype == dtype:
@@ -115,6 +117,18 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return False
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return torch.equal(a.detach().view(kind), b.detach().view(kind))
+
+
+def _room(shape: torch.Size, dtype: torch.dtype, *, pinned: bool) -> Tensor:
+    """An uninitialised tensor whose memory goes back to the system as soon as it is dropped.
+
+    The C library keeps freed blocks of up to 32 MB for later and finds no use for them when sizes
+    alternate: switching a model of 860 MB left half a model of them behind.
+    """
+    nbytes = shape.numel() * dtype.itemsize
+    if pinned or nbytes < _OWN_PAGES_BYTES:
+        return torch.empty(shape, dtype=dtype, pin_memory=pinned)
+    return torch.frombuffer(mmap(-1, nbytes), dtype=dtype).view(shape)
 
 
 def _reads(checkpoint: Checkpoint, name: str, like: Tensor) -> tuple[_Read, ...]:
