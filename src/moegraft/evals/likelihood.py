@@ -59,7 +59,7 @@ def likelihoods(
     Raises:
         ResourceError: a single sequence does not fit into memory.
     """
-    fitted = [_fit(pair, forward.max_length) for pair in pairs]
+    fitted = [fit(pair, forward.max_length) for pair in pairs]
     if not forward.shares:
         yield from _plain(forward, fitted, max_tokens)
         return
@@ -83,7 +83,7 @@ def likelihoods(
         yield from _run(forward, cache, node.length, blocks, max_tokens)
 
 
-def _fit(pair: Pair, max_length: int) -> Pair:
+def fit(pair: Pair, max_length: int) -> Pair:
     """Cut a pair from the left to what the model can see, as lm-eval does."""
     surplus = len(pair.context) + len(pair.continuation) - (max_length + 1)
     if surplus <= 0:
