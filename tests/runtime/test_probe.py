@@ -7,14 +7,8 @@ import torch
 from moegraft.errors import IncompatibleError
 from moegraft.families import FAMILIES, find_family
 from moegraft.runtime.batches import batches
-from moegraft.runtime.probe import (
-    RoutingCounts,
-    distribution,
-    observed,
-    observed_hidden,
-    profile_texts,
-    routers,
-)
+from moegraft.runtime.hooks import distribution, observed, observed_hidden, routers
+from moegraft.runtime.probe import RoutingCounts, RoutingProfile, profile_texts
 from tiny_families import TINY, build_tiny, tiny_model
 
 MOE = [name for name in TINY if find_family({"model_type": name}).is_moe]
@@ -112,8 +106,6 @@ def test_domains_are_counted_apart_and_weigh_the_same():
 
 def test_derived_numbers_by_hand():
     counts = np.array([[[4, 4, 0, 0]], [[0, 0, 8, 0]]])
-    from moegraft.runtime.probe import RoutingProfile
-
     profile = RoutingProfile(
         domains=("a", "b"),
         layers=(3,),

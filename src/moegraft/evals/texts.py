@@ -1,0 +1,151 @@
+"""Texts for statistics of a model: files, JSON lines and tasks as token ids by domain."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moegraft.errors import EvalDataError
+from moegraft.evals.condition import Condition
+from moegraft.evals.tokens import encode
+
+_CHARACTERS_PER_TOKEN = 16
+"""No more than this is read of a file for every token that is wanted."""
+_JSON_LINES = (".jsonl", ".json")
+_PLAIN = (".txt", ".md", ".text")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Token ids that a model reads, and which of them count for what."""
+
+    domain: str
+    name: str
+    """Pairs the same text between configurations: an item's hash, or a place in a file."""
+    ids: tuple[int, ...]
+    answer: int
+    """The first token whose probability makes the loss; all later ones count too."""
+    first: int = 0
+    """The first token whose routing counts: behind what this text shares with earlier ones."""
+    cluster: str | None = None
+    """What several texts share; they are not independent."""
+
+    def __post_init__(self) -> None:
+        assert 0 < self.answer < len(self.ids), "a text needs a token to predict"
+
+
+def condition_texts(condition: Condition, limit: int | None = None) -> list[Text]:
+    """The prompts of a condition with the gold answer behind them, the first `limit` items.
+
+    What all prompts begin with (few-shot examples, the head of a chat) counts once, with the first
+    text, so that it does not outweigh everything else.
+
+    Raises:
+        EvalDataError: no item has a gold answer that a prompt can be continued with.
+    """
+    texts = []
+    for item in condition.items[:limit]:
+        pair = item.gold_pair
+        if pair is None or not pair.continuation or not pair.context:
+            continue
+        ids = (*pair.context, *pair.continuation)
+        cluster = item.cluster or item.hash
+        texts.append(Text(condition.name, item.hash, ids, len(pair.context), 0, cluster))
+    if not texts:
+        raise EvalDataError(f"{condition.name}: no item has a gold answer to read after its prompt")
+    shared = _shared_length([text.ids for text in texts])
+    return [texts[0], *(replace(text, first=shared) for text in texts[1:])]
+
+
+def file_texts(
+    path: Path,
+    tokenizer: Any,
+    *,
+    domain: str | None = None,
+    window: int = 1024,
+    max_tokens: int = 100_000,
+    fields: Sequence[str] = ("text",),
+) -> list[Text]:
+    """The beginning of a file, cut into windows.
+
+    Args:
+        path: `.jsonl` with one record per line, or plain text, which is one long text.
+        tokenizer: of the model that shall read it.
+        domain: what to call it; default: the file's name without its ending.
+        window: the longest text in tokens; longer ones become several.
+        max_tokens: reading stops there.
+        fields: of a record, joined by a newline.
+
+    Raises:
+        EvalDataError: the file cannot be read, a record lacks a field, or there is no text.
+    """
+    domain = domain or path.stem
+    found: list[Text] = []
+    left = max_tokens
+    for number, text in _read(path, max_tokens * _CHARACTERS_PER_TOKEN, fields):
+        (ids,) = encode(tokenizer, [text])
+        for start in range(0, len(ids), window):
+            part = ids[start : start + min(window, left)]
+            if len(part) > 1:
+                found.append(Text(domain, f"{number}:{start}", part, 1, 0, str(number)))
+            left -= len(part)
+            if left < 2:
+                return found
+    if not found:
+        raise EvalDataError(f"{path}: no text found, expected at least two tokens")
+    return found
+
+
+def text_files(source: str) -> list[Path]:
+    """The files that a folder or path stands for; none when no such path exists.
+
+    Raises:
+        EvalDataError: a folder without text files.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    files = sorted(p for p in path.iterdir() if p.suffix in (*_JSON_LINES, *_PLAIN))
+    if not files:
+        endings = ", ".join((*_JSON_LINES, *_PLAIN))
+        raise EvalDataError(f"{source}: the folder holds no text files (expected {endings})")
+    return files
+
+
+def _read(path: Path, max_chars: int, fields: Sequence[str]) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            if path.suffix not in _JSON_LINES:
+                yield 0, file.read(max_chars)
+                return
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _record(path, number, line, fields)
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvalDataError(f"{path}: cannot be read: {error}") from None
+
+
+def _record(path: Path, number: int, line: str, fields: Sequence[str]) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        raise EvalDataError(f"{path}:{number}: expected one JSON record per line") from None
+    if not isinstance(record, dict):
+        raise EvalDataError(f"{path}:{number}: expected a record, got {type(record).__name__}")
+    missing = [field for field in fields if not isinstance(record.get(field), str)]
+    if missing:
+        known = ", ".join(key for key, value in record.items() if isinstance(value, str)) or "none"
+        raise EvalDataError(
+            f"{path}:{number}: no text in field {missing[0]!r}; fields with text: {known} "
+            "(choose with --field)"
+        )
+    return "\n".join(record[field] for field in fields)
+
+
+def _shared_length(sequences: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all sequences begin with; less than the shortest."""
+    low, high = min(sequences), max(sequences)
+    longest = min(map(len, sequences)) - 1
+    pairs = zip(low, high, strict=False)
+    return min(next((i for i, (a, b) in enumerate(pairs) if a != b), longest), longest)
