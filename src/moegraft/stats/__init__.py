@@ -2,7 +2,12 @@
 
 from moegraft.stats.bootstrap import ItemBootstrap, cluster_numbers
 from moegraft.stats.equivalence import Equivalence, NonInferiority, equivalence, noninferiority
-from moegraft.stats.factorial import Effect, effect_weights, factorial_effects
+from moegraft.stats.factorial import (
+    Effect,
+    effect_contrasts,
+    effect_weights,
+    factorial_effects,
+)
 from moegraft.stats.inference import (
     Estimate,
     Interval,
@@ -15,6 +20,7 @@ from moegraft.stats.inference import (
     two_proportion_z,
     wilson_interval,
 )
+from moegraft.stats.logit import ConditionalLogit, conditional_logit
 from moegraft.stats.multiplicity import MaxT, benjamini_hochberg, holm, max_t
 from moegraft.stats.paired import PairedTest, paired_p, paired_test, sign_flip_p
 from moegraft.stats.power import (
@@ -23,8 +29,12 @@ from moegraft.stats.power import (
     minimum_detectable,
     resolvable_margin,
 )
+from moegraft.stats.seeds import SeedTest, seed_test
+from moegraft.stats.winner import BestOf, best_of, split_halves
 
 __all__ = [
+    "BestOf",
+    "ConditionalLogit",
     "Effect",
     "Equivalence",
     "Estimate",
@@ -35,10 +45,14 @@ __all__ = [
     "NoiseFloor",
     "NonInferiority",
     "PairedTest",
+    "SeedTest",
     "ZTest",
     "benjamini_hochberg",
+    "best_of",
     "bootstrap_interval",
     "cluster_numbers",
+    "conditional_logit",
+    "effect_contrasts",
     "effect_weights",
     "equivalence",
     "factorial_effects",
@@ -53,7 +67,9 @@ __all__ = [
     "paired_p",
     "paired_test",
     "resolvable_margin",
+    "seed_test",
     "sign_flip_p",
+    "split_halves",
     "two_proportion_z",
     "wilson_interval",
 ]

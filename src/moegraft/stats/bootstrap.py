@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 
 from moegraft.stats.inference import NUM_RESAMPLES, Estimate, percentile_interval
 
-_CHUNK_BYTES = 8 * 2**20
-_BINOMIAL_COST = 8
+_CHUNK_BYTES = 2**19
+_BINOMIAL_COST = 20
 """Drawing one binomial count takes about as long as drawing so many items."""
 
 
@@ -55,19 +55,15 @@ class ItemBootstrap:
         few distinct rows (0/1 scores) one multinomial draw over them replaces n draws of items:
         the same distribution. The result does not depend on the order of items.
         """
-        num_items, num_columns = scores.shape
-        numbers = cluster_numbers(clusters, num_items)
-        sums = np.zeros((int(numbers.max(initial=-1)) + 1, num_columns + 1))
-        np.add.at(sums, numbers, np.column_stack([scores, np.ones(num_items)]))
-        rows, counts = np.unique(sums, axis=0, return_counts=True)
+        rows, counts = distinct_clusters(scores, clusters)
         rng = np.random.default_rng(seed)
-        draws = np.empty((num_resamples, num_columns))
-        step = max(1, _CHUNK_BYTES // (8 * max(len(rows), len(sums))))
+        draws = np.empty((num_resamples, scores.shape[1]))
+        step = max(1, _CHUNK_BYTES // (8 * int(counts.sum())))
         for start in range(0, num_resamples, step):
             part = draws[start : start + step]
-            totals = _tallies(rng, counts, len(part)) @ rows
+            totals = tallies(rng, counts, len(part)) @ rows
             part[:] = totals[:, :-1] / totals[:, -1:]
-        return cls(scores.mean(axis=0), draws, num_items, len(sums))
+        return cls(scores.mean(axis=0), draws, len(scores), int(counts.sum()))
 
     def estimate(self, weights: Float[np.ndarray, "column"], level: float = 0.95) -> Estimate:
         """A linear combination of the columns' means with its percentile interval.
@@ -106,10 +102,21 @@ class ItemBootstrap:
         return weights
 
 
-def _tallies(
+def distinct_clusters(
+    scores: Float[np.ndarray, "item column"], clusters: Sequence[str | None] | None
+) -> tuple[Float[np.ndarray, "row columns"], Int[np.ndarray, "row"]]:
+    """Distinct rows of (summed scores, number of items) of the clusters, and how often each is."""
+    num_items, num_columns = scores.shape
+    numbers = cluster_numbers(clusters, num_items)
+    sums = np.zeros((int(numbers.max(initial=-1)) + 1, num_columns + 1))
+    np.add.at(sums, numbers, np.column_stack([scores, np.ones(num_items)]))
+    return np.unique(sums, axis=0, return_counts=True)
+
+
+def tallies(
     rng: np.random.Generator, counts: Int[np.ndarray, "row"], num_resamples: int
 ) -> Float[np.ndarray, "resample row"]:
-    """How often each distinct row is drawn, by the cheaper of two ways."""
+    """How often each distinct row is drawn in resamples of sum(counts), the cheaper of two ways."""
     total, num_rows = int(counts.sum()), len(counts)
     if total > _BINOMIAL_COST * num_rows:
         return rng.multinomial(total, counts / total, size=num_resamples).astype(np.float64)

@@ -1,7 +1,7 @@
 """Effects of components over a full factorial: main effects, interactions, exact Shapley values.
 
-All of them are linear in the configurations' means, so each is one weight vector, and one item
-bootstrap gives every interval. With k components there are 2^k configurations.
+All of them are linear in the configurations' means, so each is one contrast of every item's
+scores, and one item bootstrap gives every interval. With k components there are 2^k configurations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,8 @@ from moegraft.stats.bootstrap import ItemBootstrap
 from moegraft.stats.inference import Estimate
 
 Subset = frozenset[str]
+Name = tuple[str, tuple[str, ...]]
+"""Kind and components of an effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ def subsets(components: Sequence[str]) -> list[Subset]:
 
 def effect_weights(
     components: Sequence[str], configurations: Sequence[Subset]
-) -> Mapping[tuple[str, tuple[str, ...]], Float[np.ndarray, "configuration"]]:
+) -> Mapping[Name, Float[np.ndarray, "configuration"]]:
     """Weight vectors of every effect, over `configurations` in their order.
 
     `main` of A: mean over the backgrounds of v(S + A) - v(S) (Yates 1937; 1/2^(k-1) each).
@@ -60,6 +62,27 @@ def effect_weights(
     return weights
 
 
+def effect_contrasts(
+    components: Sequence[str], columns: Mapping[Subset, int], num_columns: int
+) -> dict[Name, Float[np.ndarray, "column"]]:
+    """The weights of every effect over the columns of a score matrix.
+
+    `scores @ weights` are an effect's per-item contrasts, and their mean is the effect.
+
+    Args:
+        components: the factors, in the order of print.
+        columns: which column holds each subset's configuration.
+        num_columns: of the matrix; other columns get weight 0.
+    """
+    configurations = subsets(components)
+    places = [columns[subset] for subset in configurations]
+    contrasts = {}
+    for name, weights in effect_weights(components, configurations).items():
+        contrasts[name] = np.zeros(num_columns)
+        contrasts[name][places] = weights
+    return contrasts
+
+
 def factorial_effects(
     bootstrap: ItemBootstrap, components: Sequence[str], columns: Mapping[Subset, int]
 ) -> list[Effect]:
@@ -70,14 +93,11 @@ def factorial_effects(
         components: the factors, in the order of print.
         columns: which column of the bootstrap holds each subset's configuration.
     """
-    configurations = subsets(components)
-    found = []
-    for (kind, names), weights in effect_weights(components, configurations).items():
-        spread = np.zeros(len(bootstrap.means))
-        for subset, weight in zip(configurations, weights, strict=True):
-            spread[columns[subset]] = weight
-        found.append(Effect(names, kind, bootstrap.estimate(spread)))
-    return found
+    contrasts = effect_contrasts(components, columns, len(bootstrap.means))
+    return [
+        Effect(names, kind, bootstrap.estimate(weights))
+        for (kind, names), weights in contrasts.items()
+    ]
 
 
 def _shapley_weight(name: str, subset: Subset, k: int) -> float:

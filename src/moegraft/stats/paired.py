@@ -15,7 +15,7 @@ from moegraft.stats.inference import NUM_RESAMPLES, Estimate, is_binary, mcnemar
 Kind = Literal["mcnemar", "sign-flip"]
 
 _MAX_ENUMERATED = 12
-_CHUNK = 2**21
+_CHUNK = 2**18
 
 
 @dataclass(frozen=True, slots=True)
