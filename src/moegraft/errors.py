@@ -43,3 +43,7 @@ class EvalDataError(MoegraftError, ValueError):
 
 class RunError(MoegraftError, RuntimeError):
     """A run directory is locked by another process, or belongs to another recipe."""
+
+
+class ResultsError(MoegraftError, ValueError):
+    """Item results that cannot be read, paired or compared: damaged, duplicate, disjoint."""
