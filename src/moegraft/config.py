@@ -7,9 +7,6 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pydantic
-import yaml
-
 from moegraft.errors import RecipeError
 
 T = TypeVar("T")
@@ -25,6 +22,8 @@ def load_recipe(path: Path | str, recipe_type: type[T]) -> T:
         RecipeError: the file is missing, is no YAML mapping, or does not fit; the message names
             the file and the dotted path of each offending key.
     """
+    import yaml
+
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -46,6 +45,8 @@ def parse_recipe(content: Mapping[str, Any], recipe_type: type[T], *, where: str
     Raises:
         RecipeError: as `load_recipe`.
     """
+    import pydantic  # a tenth of a second that commands without a recipe file do not spend
+
     try:
         return pydantic.TypeAdapter(recipe_type).validate_python(dict(content))
     except pydantic.ValidationError as error:
@@ -54,18 +55,25 @@ def parse_recipe(content: Mapping[str, Any], recipe_type: type[T], *, where: str
 
 def dump_recipe(recipe: Any) -> str:
     """The recipe as YAML with every default written out; `load_recipe` reads it back equal."""
+    import yaml
+
+    return yaml.safe_dump(recipe_content(recipe), sort_keys=False, allow_unicode=True)
+
+
+def recipe_content(recipe: Any) -> dict[str, Any]:
+    """The recipe as plain data (mappings, lists, numbers, text), every default written out."""
     assert is_dataclass(recipe) and not isinstance(recipe, type)
-    return yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False, allow_unicode=True)
+    return _plain(asdict(recipe))
 
 
 def fingerprint(recipe: Any) -> str:
     """Hex sha256 of the recipe's content; independent of key order and formatting."""
-    assert is_dataclass(recipe) and not isinstance(recipe, type)
-    content = json.dumps(_plain(asdict(recipe)), sort_keys=True, ensure_ascii=False)
+    content = json.dumps(recipe_content(recipe), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _explain(error: pydantic.ValidationError) -> str:
+def _explain(error: Any) -> str:
+    """The problems of a pydantic ValidationError in one line."""
     lines = []
     for problem in error.errors(include_url=False):
         place = ".".join(str(step) for step in problem["loc"]) or "recipe"

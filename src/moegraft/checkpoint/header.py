@@ -7,10 +7,10 @@ without holes or overlaps. Nothing here decodes a tensor.
 import json
 import os
 import struct
-from dataclasses import dataclass
-from operator import attrgetter
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moegraft.errors import CheckpointError
 
@@ -45,12 +45,13 @@ MAX_HEADER_BYTES = 100_000_000
 
 _MAX_AXES = 64
 _FIELDS = {"dtype", "shape", "data_offsets"}
+_Described = tuple[str, str, tuple[int, ...], int, int]
+"""Name, dtype, shape, first byte in the file, number of bytes."""
 _Sizes = dict[str, tuple[tuple[int, ...], int]]
 """Checked shapes and their bytes, by dtype and shape as written; checkpoints repeat few."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorHeader:
+class TensorHeader(NamedTuple):
     """One stored tensor: where its bytes are."""
 
     name: str
@@ -80,20 +81,30 @@ def read_header(file: Path) -> dict[str, TensorHeader]:
         CheckpointError: anything that the format forbids; the message names file and tensor.
     """
     raw, size = read_header_bytes(file)
-    if raw[8:9] != b"{":
-        raise CheckpointError(f"{file}: not a safetensors file: its header is no JSON object")
     try:
-        header = json.loads(raw[8:].decode("utf-8"), object_pairs_hook=_unique)
+        end, tensors = _described(raw)
+        _check_end(end, size)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    return {entry[0]: TensorHeader(*entry[:3], file, *entry[3:]) for entry in tensors}
+
+
+@lru_cache(maxsize=4)
+def _described(raw: bytes) -> tuple[int, tuple[_Described, ...]]:
+    """Where the data end, and what stands where in it; host and donor often have equal headers."""
+    if raw[8:9] != b"{":
+        raise CheckpointError("not a safetensors file: its header is no JSON object")
+    try:
+        header = _parse_json(raw[8:].decode("utf-8"))
     except RecursionError:
-        raise CheckpointError(f"{file}: header nests too deeply to be safetensors") from None
+        raise CheckpointError("header nests too deeply to be safetensors") from None
     except ValueError as error:
-        raise CheckpointError(f"{file}: header is not valid JSON ({error})") from None
-    _check_metadata(file, header.pop("__metadata__", {}))
+        raise CheckpointError(f"header is not valid JSON ({error})") from None
+    _check_metadata(header.pop("__metadata__", {}))
     sizes: _Sizes = {}
-    tensors = [_parse(file, name, entry, len(raw), sizes) for name, entry in header.items()]
-    tensors.sort(key=attrgetter("start", "nbytes"))
-    _check_packing(file, tensors, len(raw), size)
-    return {tensor.name: tensor for tensor in tensors}
+    tensors = [_parse(name, entry, len(raw), sizes) for name, entry in header.items()]
+    tensors.sort(key=itemgetter(3, 4))
+    return _check_packing(tensors, len(raw)), tuple(tensors)
 
 
 def read_header_bytes(file: Path) -> tuple[bytes, int]:
@@ -115,6 +126,17 @@ def read_header_bytes(file: Path) -> tuple[bytes, int]:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
 
 
+def _parse_json(text: str) -> dict[str, Any]:
+    """As `json.loads`, but a key that stands twice is an error."""
+    found = json.loads(text)
+    # Without a backslash no string holds a quote, so `":` counts the keys as they are written.
+    if "\\" not in text and text.count('":') == len(found) + sum(
+        len(value) for value in found.values() if isinstance(value, dict)
+    ):
+        return found
+    return json.loads(text, object_pairs_hook=_unique)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -124,40 +146,40 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_metadata(file: Path, metadata: Any) -> None:
+def _check_metadata(metadata: Any) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise CheckpointError(f"{file}: __metadata__ must map strings to strings")
+        raise CheckpointError("__metadata__ must map strings to strings")
 
 
-def _parse(file: Path, name: str, entry: Any, data_start: int, sizes: _Sizes) -> TensorHeader:
+def _parse(name: str, entry: Any, data_start: int, sizes: _Sizes) -> _Described:
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        raise CheckpointError(f"{file}: tensor {name!r} needs dtype, shape and data_offsets only")
+        raise CheckpointError(f"tensor {name!r} needs dtype, shape and data_offsets only")
     if not name.isprintable():
-        raise CheckpointError(f"{file}: tensor name {name!r} holds characters that cannot print")
+        raise CheckpointError(f"tensor name {name!r} holds characters that cannot print")
     dtype, offsets = entry["dtype"], entry["data_offsets"]
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{file}: tensor {name!r} has invalid offsets {_short(offsets)}")
+        raise CheckpointError(f"tensor {name!r} has invalid offsets {_short(offsets)}")
     kind = f"{dtype} {entry['shape']}"  # as text, so that 1, 1.0 and true stay apart
     if kind not in sizes:
-        sizes[kind] = _measure(file, name, dtype, entry["shape"])
+        sizes[kind] = _measure(name, dtype, entry["shape"])
     shape, expected = sizes[kind]
     nbytes = offsets[1] - offsets[0]
     if nbytes != expected:
         raise CheckpointError(
-            f"{file}: tensor {name!r} has {nbytes} bytes, but {kind[:60]} takes {_short(expected)}"
+            f"tensor {name!r} has {nbytes} bytes, but {kind[:60]} takes {_short(expected)}"
         )
-    return TensorHeader(name, dtype, shape, file, data_start + offsets[0], nbytes)
+    return name, dtype, shape, data_start + offsets[0], nbytes
 
 
-def _measure(file: Path, name: str, dtype: Any, shape: Any) -> tuple[tuple[int, ...], int]:
+def _measure(name: str, dtype: Any, shape: Any) -> tuple[tuple[int, ...], int]:
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise CheckpointError(f"{file}: tensor {name!r} has unknown dtype {_short(dtype)}")
+        raise CheckpointError(f"tensor {name!r} has unknown dtype {_short(dtype)}")
     if not _naturals(shape) or len(shape) > _MAX_AXES:
-        raise CheckpointError(f"{file}: tensor {name!r} has no valid shape: {_short(shape)}")
+        raise CheckpointError(f"tensor {name!r} has no valid shape: {_short(shape)}")
     try:
         return tuple(shape), tensor_bytes(dtype, tuple(shape))
     except ValueError as error:
-        raise CheckpointError(f"{file}: tensor {name!r}: {error}") from None
+        raise CheckpointError(f"tensor {name!r}: {error}") from None
 
 
 def _naturals(values: Any) -> bool:
@@ -171,18 +193,19 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _check_packing(file: Path, tensors: list[TensorHeader], data_start: int, size: int) -> None:
+def _check_packing(tensors: list[_Described], data_start: int) -> int:
+    """The position after the last tensor; there must be no hole and no overlap before it."""
     position = data_start
-    for tensor in tensors:
-        if tensor.start != position:
-            what = "overlaps the tensor before it" if tensor.start < position else "follows a hole"
-            raise CheckpointError(f"{file}: tensor {tensor.name!r} {what}")
-        position += tensor.nbytes
-    if position > size:
-        raise CheckpointError(
-            f"{file}: truncated: the header describes {position} bytes, the file has {size}"
-        )
-    if position < size:
-        raise CheckpointError(
-            f"{file}: {size - position} bytes after the last tensor belong to no tensor"
-        )
+    for name, _, _, start, nbytes in tensors:
+        if start != position:
+            what = "overlaps the tensor before it" if start < position else "follows a hole"
+            raise CheckpointError(f"tensor {name!r} {what}")
+        position += nbytes
+    return position
+
+
+def _check_end(end: int, size: int) -> None:
+    if end > size:
+        raise CheckpointError(f"truncated: the header describes {end} bytes, the file has {size}")
+    if end < size:
+        raise CheckpointError(f"{size - end} bytes after the last tensor belong to no tensor")

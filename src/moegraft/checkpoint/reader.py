@@ -8,7 +8,7 @@ load_tensor(header)            # a torch tensor over a private memory map of the
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from moegraft.checkpoint.folder import (
 from moegraft.checkpoint.header import TensorHeader, read_header_bytes
 from moegraft.checkpoint.tensors import StoredPiece, hash_bytes, load_tensor, read_array, read_bytes
 from moegraft.errors import CheckpointError, FamilyError
-from moegraft.families import Family, Key, Place, find_family
+from moegraft.families import Family, Key, find_family
 
 __all__ = [
     "Checkpoint",
@@ -66,7 +66,8 @@ class Checkpoint:
     @property
     def layout(self) -> Literal["published", "fused", "dense"]:
         """`fused` if experts are stacked in one tensor, `published` if each has its own."""
-        stacked = {p.rule.stacked for p in self._places.values() if p.component == "experts"}
+        rules = {self.family.place(name).rule for name in self._placed}
+        stacked = {rule.stacked for rule in rules if rule.component == "experts"}
         if not stacked:
             return "dense"
         return "fused" if True in stacked else "published"
@@ -135,15 +136,16 @@ class Checkpoint:
         """Sha256 of every tensor's bytes by stored name; reads everything, about 2 s per 4 GB."""
         return {name: hash_bytes(tensor) for name, tensor in self.tensors.items()}
 
-    @cached_property
-    def _places(self) -> dict[str, Place]:
+    @property
+    def _placed(self) -> Iterator[str]:
+        """Names that fit a pattern."""
         unknown = set(self.unknown)
-        return {name: self.family.place(name) for name in self.tensors if name not in unknown}
+        return (name for name in self.tensors if name not in unknown)
 
     @cached_property
     def _pieces(self) -> dict[Key, StoredPiece]:
         found: dict[Key, StoredPiece] = {}
-        for name in self._places:
+        for name in self._placed:
             tensor = self.tensors[name]
             for piece in self.family.pieces(name, tensor.shape, tensor.nbytes):
                 stored = StoredPiece(piece, tensor)

@@ -4,9 +4,8 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from moegraft.checkpoint.header import TensorHeader
@@ -16,8 +15,7 @@ from moegraft.families import Piece
 _CHUNK_BYTES = 8 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class StoredPiece:
+class StoredPiece(NamedTuple):
     """A piece of a stored tensor, with absolute byte position."""
 
     piece: Piece

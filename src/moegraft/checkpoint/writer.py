@@ -16,10 +16,9 @@ import os
 import struct
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, NamedTuple
 
 from moegraft.checkpoint.folder import INDEX, SINGLE
 from moegraft.checkpoint.header import (
@@ -55,8 +54,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 """Default size of a shard when no grouping is given; what the Hub's tools use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor to write, and the sources whose bytes, one after the other, make it."""
 
     name: str
@@ -64,10 +62,6 @@ class Entry:
     """Safetensors dtype name."""
     shape: tuple[int, ...]
     sources: tuple[Source, ...]
-
-    def __post_init__(self) -> None:
-        given, wanted = self.nbytes, tensor_bytes(self.dtype, self.shape)
-        assert given == wanted, f"{self.name}: sources give {given} bytes, shape takes {wanted}"
 
     @property
     def nbytes(self) -> int:
@@ -203,12 +197,14 @@ def _header(entries: Iterable[Entry], metadata: Mapping[str, str], phase: int | 
     offset = 0
     for entry in entries:
         assert entry.name not in described, f"{entry.name} is written twice"
+        given, wanted = entry.nbytes, tensor_bytes(entry.dtype, entry.shape)
+        assert given == wanted, f"{entry.name}: sources give {given} bytes, shape takes {wanted}"
         described[entry.name] = {
             "dtype": entry.dtype,
-            "shape": list(entry.shape),
-            "data_offsets": [offset, offset + entry.nbytes],
+            "shape": entry.shape,
+            "data_offsets": (offset, offset + given),
         }
-        offset += entry.nbytes
+        offset += given
     text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
     if phase is None:
         text += b" " * (-len(text) % 8)

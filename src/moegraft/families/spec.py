@@ -32,8 +32,7 @@ class Key(NamedTuple):
         return f"{self.component}{expert}{layer}: {self.role}"
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A contiguous run of bytes inside one stored tensor."""
 
     key: Key
@@ -81,6 +80,9 @@ class Family:
     extra_layers: tuple[int, int] = (0, 0)
     """First and one past the last layer index that is `extra`; set by `for_config`."""
     _memo: dict[str, Place] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _pieces_memo: dict[tuple[str, tuple[int, ...], int], tuple[Piece, ...]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @property
     def is_moe(self) -> bool:
@@ -140,11 +142,17 @@ class Family:
             CheckpointError: the shape cannot be cut as the rule says.
             FamilyError: as `place`.
         """
-        place = self.place(name)
-        if not place.rule.stacked and len(place.roles) == 1:
-            key = Key(place.component, place.layer, place.expert, place.roles[0])
-            return (Piece(key, tuple(shape), 0, nbytes),)
-        return tuple(_cut(name, place, tuple(shape), nbytes))
+        what = (name, tuple(shape), nbytes)
+        found = self._pieces_memo.get(what)
+        if found is None:
+            place = self.place(name)
+            if not place.rule.stacked and len(place.roles) == 1:
+                key = Key(place.component, place.layer, place.expert, place.roles[0])
+                found = (Piece(key, what[1], 0, nbytes),)
+            else:
+                found = tuple(_cut(name, place, what[1], nbytes))
+            self._pieces_memo[what] = found
+        return found
 
     def live_name(self, name: str) -> str:
         """`name` with its root replaced by the live module's (no layout conversion)."""

@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import moegraft
 from moegraft.checkpoint import Checkpoint
-from moegraft.config import dump_recipe, fingerprint
+from moegraft.config import fingerprint, recipe_content
 from moegraft.transfer.plan import Plan
 from moegraft.transfer.recipe import HOST, TransferRecipe
 
@@ -51,7 +49,7 @@ def provenance(plan: Plan, licence: str | None) -> dict[str, Any]:
         "schema": SCHEMA,
         "tool": {"name": "moegraft", "version": moegraft.__version__},
         "byte_exact": plan.copies_everything,
-        "recipe": yaml.safe_load(dump_recipe(recipe)),
+        "recipe": recipe_content(recipe),
         "recipe_fingerprint": fingerprint(recipe),
         "licence": licence,
         "sources": {HOST: _source(plan.host)}
