@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 import moegraft
-from moegraft.cli import sweep, transfer
+from moegraft.cli import blame, sweep, transfer
 from moegraft.errors import MoegraftError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 transfer.register(app)
 sweep.register(app)
+blame.register(app)
 
 
 def _print_version(wanted: bool | None) -> None:
