@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,63 @@ def file_texts(
         for start in range(0, len(ids), window):
             part = ids[start : start + min(window, left)]
             if len(part) > 1:
-                found.append(Text(domain, f"{number}:{start}", part, 1, 0, str(number)))
+                name = f"{domain}:{number}"
+                found.append(Text(domain, f"{name}:{start}", part, 1, 0, name))
             left -= len(part)
             if left < 2:
                 return found
     if not found:
         raise EvalDataError(f"{path}: no text found, expected at least two tokens")
+    return found
+
+
+def read_domains(
+    sources: Sequence[str],
+    tokenizer: Any,
+    *,
+    window: int = 1024,
+    max_tokens: int = 100_000,
+    limit: int = 500,
+    fields: Sequence[str] = ("text",),
+    **options: Any,
+) -> dict[str, list[Text]]:
+    """Texts by domain, from files, folders (each file a domain) and tasks.
+
+    Args:
+        sources: `PATH`, `TASK` or `NAME=PATH`, `NAME=TASK`, where the name is the domain's.
+        tokenizer: of the model that shall read them.
+        window: the longest text of a file, in tokens; prompts are never cut.
+        max_tokens: of one domain.
+        limit: items of a task.
+        fields: of the records of a `.jsonl` file.
+        options: passed to `load_condition` for tasks.
+
+    Raises:
+        EvalDataError: nothing stands under a source, or two domains have one name.
+    """
+    from moegraft.evals.harness import load_condition
+
+    found: dict[str, list[Text]] = {}
+    for source in sources:
+        name, spec = _split_source(source)
+        files = text_files(spec)
+        for path in files:
+            many = name is not None and len(files) > 1
+            domain = f"{name}/{path.stem}" if many else name or path.stem
+            texts = file_texts(
+                path,
+                tokenizer,
+                domain=domain,
+                window=window,
+                max_tokens=max_tokens,
+                fields=fields,
+            )
+            _add_domain(found, domain, texts)
+        if not files:
+            _refuse_missing_path(spec)
+            condition = load_condition(spec, tokenizer=tokenizer, limit=limit, **options)
+            texts = _within(condition_texts(condition), max_tokens)
+            _add_domain(found, name or condition.name, texts)
     return found
 
 
@@ -111,6 +163,33 @@ def text_files(source: str) -> list[Path]:
         endings = ", ".join((*_JSON_LINES, *_PLAIN))
         raise EvalDataError(f"{source}: the folder holds no text files (expected {endings})")
     return files
+
+
+def _split_source(source: str) -> tuple[str | None, str]:
+    """`NAME=SPEC` in two; a name has no slash, so that a path with `=` stays whole."""
+    name, equals, spec = source.partition("=")
+    return (name, spec) if equals and name and "/" not in name else (None, source)
+
+
+def _refuse_missing_path(spec: str) -> None:
+    if Path(spec).suffix in (*_JSON_LINES, *_PLAIN) or spec.startswith(("/", ".", "~")):
+        raise EvalDataError(f"{spec}: no such file or folder")
+
+
+def _add_domain(found: dict[str, list[Text]], domain: str, texts: list[Text]) -> None:
+    if domain in found:
+        raise EvalDataError(f"two sources are called {domain!r}; name one with NAME=SOURCE")
+    found[domain] = [replace(text, domain=domain) for text in texts]
+
+
+def _within(texts: list[Text], max_tokens: int) -> list[Text]:
+    """The first texts, up to about `max_tokens` tokens that count; at least one."""
+    ends = accumulate(len(text.ids) - text.first for text in texts)
+    return [
+        text
+        for place, (text, end) in enumerate(zip(texts, ends, strict=True))
+        if not place or end <= max_tokens
+    ]
 
 
 def _read(path: Path, max_chars: int, fields: Sequence[str]) -> Iterator[tuple[int, str]]:

@@ -1,5 +1,6 @@
 """How far two models agree on the same tokens, layer by layer: routing and hidden states."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -30,7 +31,7 @@ def divergence(
     p, q = p.double(), q.double()
     mixed = torch.special.entr((p + q) / 2).sum(-1)
     own = (torch.special.entr(p).sum(-1) + torch.special.entr(q).sum(-1)) / 2
-    return ((mixed - own) / torch.log(torch.tensor(2.0, dtype=torch.float64))).clamp_min(0)
+    return ((mixed - own) / math.log(2)).clamp_min(0)
 
 
 def distance(

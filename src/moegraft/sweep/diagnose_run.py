@@ -1,0 +1,151 @@
+"""Diagnose a run directory: its checkpoints and configurations on its own prompts and answers."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moegraft.config import load_recipe
+from moegraft.errors import OutputError, RunError
+from moegraft.evals import store
+from moegraft.evals.condition import Condition
+from moegraft.evals.record import read_env
+from moegraft.evals.texts import Text, condition_texts, read_domains
+from moegraft.sweep.design import DONOR, SweepRecipe
+from moegraft.transfer.recipe import HOST
+
+NUM_TEXTS = 200
+"""Items per condition that are read, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Where and on what a run is diagnosed."""
+
+    limit: int = NUM_TEXTS
+    """Items per condition, the first of the run's order."""
+    conditions: tuple[str, ...] = ()
+    """Of the run's; empty for all of them."""
+    texts: tuple[str, ...] = ()
+    """Files, folders or tasks to read instead of the run's conditions (see `read_domains`)."""
+    fields: tuple[str, ...] = ("text",)
+    device: str = "auto"
+    data_dir: Path | None = None
+    include: tuple[Path, ...] = ()
+    memory_budget_bytes: int | None = None
+    batch_tokens: int | None = None
+
+
+def diagnose_run(
+    run_dir: Path | str,
+    how: Reading | None = None,
+    *,
+    on_step: Callable[[int, int], None] = lambda num_done, num_texts: None,
+) -> dict[str, Any]:
+    """Diagnose a run of `sweep`, finished or not, and write `diagnose.json` into it.
+
+    The checkpoints are loaded as the sweep did, in the same dtype; a prompt must have the hash
+    under which the run scored it.
+
+    Args:
+        run_dir: of the sweep.
+        how: what to read, and where to compute.
+        on_step: called after each batch with the number of texts read, and of all.
+
+    Returns:
+        What stands in diagnose.json; see `diagnose.diagnose`.
+
+    Raises:
+        RunError: no run stands there, or its prompts have changed since.
+        MoegraftError: a checkpoint, task or text cannot be used.
+    """
+    from moegraft.runtime import Host
+    from moegraft.sweep.diagnose import diagnose, diagnosed_configurations
+
+    run_dir, how = Path(run_dir), how or Reading()
+    if not (run_dir / "recipe.yaml").is_file():
+        raise RunError(f"{run_dir}: no recipe.yaml; expected a run directory of `sweep`")
+    recipe = load_recipe(run_dir / "recipe.yaml", SweepRecipe).resolved()
+    env = read_env(run_dir)
+    wanted = _conditions(run_dir, recipe, how.conditions)
+    host = Host.load(
+        recipe.host,
+        {DONOR: recipe.donor, **recipe.donors},
+        device=how.device,
+        dtype=env["dtype"],
+        memory_budget_bytes=how.memory_budget_bytes,
+    )
+    if how.texts:
+        texts = _other_texts(recipe, how, host.tokenizer)
+    else:
+        texts = {name: _own_texts(run_dir, recipe, how, name, host.tokenizer) for name in wanted}
+    found = diagnose(
+        host,
+        diagnosed_configurations(recipe),
+        texts,
+        batch_tokens=how.batch_tokens,
+        seed=recipe.seed,
+        on_step=on_step,
+    )
+    text = json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n"
+    try:
+        store.write_atomically(run_dir / "diagnose.json", text.encode())
+    except OSError as error:
+        raise OutputError(f"{run_dir}: diagnose.json not written: {error.strerror}") from None
+    return found
+
+
+def _conditions(run_dir: Path, recipe: SweepRecipe, wanted: Sequence[str]) -> Sequence[str]:
+    unknown = [name for name in wanted if name not in recipe.conditions]
+    if unknown:
+        known = ", ".join(recipe.conditions)
+        raise RunError(f"{run_dir}: no condition {unknown[0]!r}; the run has: {known}")
+    return wanted or recipe.conditions
+
+
+def _own_texts(
+    run_dir: Path, recipe: SweepRecipe, how: Reading, name: str, tokenizer: Any
+) -> list[Text]:
+    from moegraft.evals.harness import load_condition
+
+    limit = how.limit if isinstance(recipe.limit, str) else min(how.limit, recipe.limit)
+    condition = load_condition(
+        name,
+        tokenizer=tokenizer,
+        data_dir=how.data_dir,
+        include=how.include,
+        limit=limit,
+        seed=recipe.seed,
+        chat_template=recipe.chat_template,
+        chat_template_kwargs=recipe.chat_template_kwargs,
+    )
+    _check_prompts(run_dir, condition)
+    return condition_texts(condition)
+
+
+def _check_prompts(run_dir: Path, condition: Condition) -> None:
+    """Refuse prompts that are not those of the run; items that it has not scored yet may come."""
+    rows = store.read_rows(run_dir, HOST, condition.name)
+    known = [item for item in condition.items if item.hash in rows]
+    changed = [item for item in known if rows[item.hash]["prompt"] != item.prompt_hash]
+    if changed or (rows and not known):
+        what = f"item {changed[0].hash} has another prompt" if changed else "no item is the same"
+        raise RunError(
+            f"{run_dir}: {condition.name}: {what} than in the run; diagnose needs the task, the "
+            "data and the versions of the sweep"
+        )
+
+
+def _other_texts(recipe: SweepRecipe, how: Reading, tokenizer: Any) -> dict[str, list[Text]]:
+    return read_domains(
+        how.texts,
+        tokenizer,
+        max_tokens=20_000,
+        limit=how.limit,
+        fields=how.fields,
+        data_dir=how.data_dir,
+        include=how.include,
+        seed=recipe.seed,
+        chat_template=recipe.chat_template,
+    )
