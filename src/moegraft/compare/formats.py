@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moegraft.compare.reading import Fields, csv_lines, json_lines, json_object, number
-from moegraft.compare.results import OWN_PROMPTS, Cells, Results, Row
+from moegraft.compare.results import Cells, Results, Row
 from moegraft.errors import ResultsError, RunError
 from moegraft.evals.condition import content_hash
 from moegraft.report.items import Run, read_run
@@ -28,17 +28,15 @@ def read_run_folder(path: Path) -> list[Results]:
         raise ResultsError(str(error)) from None
     own_prompts = bool(run.env.get("own_prompts"))
     notes = () if run.finished else (f"{path} is not finished",)
-    if own_prompts:
-        notes += (OWN_PROMPTS,)
     cells: dict[str, Cells] = {name: {} for name in run.configurations}
     for condition in run.conditions:
-        texts = {} if own_prompts else _prompt_texts(run, condition)
+        texts = _prompt_texts(run, condition)
         for name, rows in run.items[condition].items():
             cells[name][condition] = {
-                item: row | {"prompts": {} if own_prompts else _known(row, texts.get(item, {}))}
+                item: row | {"prompts": _known(row, texts.get(item, {}))}
                 for item, row in rows.items()
             }
-    return [Results(name, str(path), own, {}, notes) for name, own in cells.items()]
+    return [Results(name, str(path), own, {}, notes, own_prompts) for name, own in cells.items()]
 
 
 def _known(row: Row, text_of: Mapping[str, str]) -> dict[str, str | None]:

@@ -15,7 +15,6 @@ Cells = dict[str, dict[str, Row]]
 
 Prompts = Literal["equal", "unknown", "own", "different"]
 
-OWN_PROMPTS = "each model was asked in its own chat template and tokenizer"
 _KINDS = ("text", "ids", "given")
 """Ways to know a prompt, the safest to compare first: its text, its token ids, a table's column."""
 
@@ -33,6 +32,9 @@ class Results:
     """By condition: the metric that became the score, where the source has several."""
     notes: tuple[str, ...] = ()
     """Sentences that a reader of a comparison should know."""
+    own_prompts: bool = False
+    """Asked the same questions as the other models of its source, but each in its own chat
+    template and tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +120,13 @@ def _pair(
             "both need the same items"
         )
     known = [_prompts_agree([rows[item] for rows in cells.values()]) for item in items]
-    if False in known and not different_prompts:
+    own = all(one.own_prompts for one in results)
+    if False in known and not (different_prompts or own):
         raise ResultsError(
             f"{condition}: item {items[known.index(False)]} was asked under different prompts "
             f"({known.count(False)} of {len(items)} items); only equal prompts compare models. "
             "If each was meant to be asked in its own way, pass --different-prompts"
         )
-    own = any(OWN_PROMPTS in one.notes for one in results)
     scores = [[float(rows[item]["score"]) for rows in cells.values()] for item in items]
     return Paired(
         condition=condition,
@@ -153,9 +155,7 @@ def _prompts_agree(rows: Sequence[Row]) -> bool | None:
 
 def _prompts(known: Sequence[bool | None], own: bool) -> Prompts:
     if False in known:
-        return "different"
-    if own:
-        return "own"
+        return "own" if own else "different"
     return "unknown" if None in known else "equal"
 
 

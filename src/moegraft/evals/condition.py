@@ -9,7 +9,8 @@ from typing import Any
 from moegraft.errors import EvalDataError
 
 Kind = str
-"""`generate`: text is written and judged; `choose`: continuations are compared by likelihood."""
+"""`generate`: text is written and judged; `choose`: continuations are compared by likelihood;
+`command`: a command of the user's scores (`command.py`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from math import fsum
 from typing import Any, Protocol, runtime_checkable
 
 from moegraft.errors import EvalDataError
+from moegraft.evals.command import Command
 from moegraft.evals.condition import Condition, Decoding, Item, Pair
 from moegraft.evals.extract import extract, same_answer
 
@@ -56,7 +57,9 @@ class Answers(Protocol):
         ...
 
 
-def score_items(scorer: Answers, condition: Condition, items: Sequence[Item]) -> Iterator[Row]:
+def score_items(
+    scorer: Answers | Command, condition: Condition, items: Sequence[Item]
+) -> Iterator[Row]:
     """Score `items` of `condition` with whatever `scorer`'s model holds at the moment.
 
     Yields:
@@ -65,7 +68,9 @@ def score_items(scorer: Answers, condition: Condition, items: Sequence[Item]) ->
         truncated looped`. `scores["format"]` says whether the output matches the condition's
         `gold_format`. The caller adds the result key.
     """
-    if condition.kind == "choose":
+    if isinstance(scorer, Command):
+        yield from scorer.rows(condition, items)
+    elif condition.kind == "choose":
         yield from _choose(scorer, condition, items)
     else:
         yield from _generate(scorer, condition, items)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moegraft.evals import store
+from moegraft.evals.command import Command
 from moegraft.evals.condition import Condition, Item
 from moegraft.evals.judge import Answers, score_items
 from moegraft.evals.keys import cell_key, check_row, remember_ingredients, row_key
@@ -24,8 +25,9 @@ class Cell:
     condition: Condition
     ingredients: Mapping[str, Any]
     """What results depend on besides prompts; cells that agree in it are evaluated once."""
-    scorer: Answers
-    """Answers for the host, in the tokenizer that the condition's prompts were made with."""
+    scorer: Answers | Command
+    """Answers for the host, in the tokenizer that the condition's prompts were made with; or the
+    user's command, for which there need be no host."""
     patches: Callable[[], Sequence[Any]] = tuple
     """Makes the patches that turn the host into the configuration."""
     key: str = field(init=False)
@@ -65,7 +67,7 @@ def evaluate_cells(
     copied to the cells with the same key.
 
     Args:
-        host: a `runtime.Host`.
+        host: a `runtime.Host`, or what has its `with_patches`.
         cells: in the order in which to evaluate them.
         run_dir: DONE is removed from it when there is anything to do.
         limit: items per cell, the first of the canonical order; None for all.
