@@ -103,7 +103,7 @@ def test_csv_has_one_row_per_cell_with_its_intervals(paper_summary):
     lines = to_csv(paper_summary).splitlines()
     assert len(lines) == 1 + 3 * 4 + 9 * 4
     header = lines[0].split(",")
-    assert {"wilson_low", "host_mcnemar_holm", "donor_z_p", "gap_recovered_high"} <= set(header)
+    assert {"wilson_low", "host_p_holm", "donor_z_p", "gap_recovered_high"} <= set(header)
     assert all(line.count(",") == len(header) - 1 for line in lines)
 
 

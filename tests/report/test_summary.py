@@ -25,7 +25,7 @@ def column(run, configuration, condition):
 
 
 def test_every_cell_has_its_estimates(paper_run, paper_summary):
-    assert paper_summary["schema"] == 1
+    assert paper_summary["schema"] == 2
     assert len(paper_summary["subset"]["cells"]) == 9 * 4
     host = column(paper_run, "host", "nano_math/cot")
     donor = column(paper_run, "donor", "nano_math/cot")
@@ -40,7 +40,7 @@ def test_every_cell_has_its_estimates(paper_run, paper_summary):
     assert test["z_p"] == two_proportion_z(int(host.sum()), 300, int(donor.sum()), 300).p
     table = mcnemar(host, donor)
     assert (test["wins"], test["losses"], test["ties"]) == (table.wins, table.losses, table.ties)
-    assert test["mcnemar_p"] == table.p
+    assert (test["test"], test["p"]) == ("mcnemar", table.p)
     assert test["difference"] == pytest.approx(host.mean() - donor.mean())
 
 
@@ -52,7 +52,7 @@ def test_holm_runs_over_all_configurations_and_conditions_against_one_reference(
             if reference in entry["against"]
         ]
         assert len(tests) == paper_summary["subset"]["families"][reference] == 8 * 4
-        raw, adjusted = zip(*((t["mcnemar_p"], t["mcnemar_holm"]) for t in tests), strict=True)
+        raw, adjusted = zip(*((t["p"], t["p_holm"]) for t in tests), strict=True)
         assert list(adjusted) == pytest.approx(holm(raw))
 
 
@@ -60,11 +60,11 @@ def test_planted_effects_are_recovered_and_absent_ones_are_not(paper_summary):
     experts = cell(paper_summary, "experts", "nano_math/cot")
     low, high = experts["against"]["host"]["interval"]
     assert low <= 0.30 <= high
-    assert experts["against"]["host"]["mcnemar_holm"] < 0.001
+    assert experts["against"]["host"]["p_holm"] < 0.001
     low, high = experts["gap_recovered"]["interval"]
     assert low <= 1 <= high
     router = cell(paper_summary, "router", "nano_math/cot")
-    assert router["against"]["host"]["mcnemar_holm"] > 0.05
+    assert router["against"]["host"]["p_holm"] > 0.05
     assert cell(paper_summary, "experts", "nano_reading/0-shot")["gap_recovered"] is None
     effects = {
         (entry["condition"], entry["kind"], *entry["components"]): entry["interval"]
@@ -121,7 +121,8 @@ def test_averaged_scores_withhold_tests_for_proportions(tmp_path, make_run, make
     put_cell(tmp_path, "items", "experts", "nano_math/cot", rows)
     found = cell(summarize(tmp_path), "experts", "nano_math/cot")
     test = found["against"]["host"]
-    assert (test["z_p"], test["mcnemar_p"], test["mcnemar_holm"]) == (None, None, None)
+    assert (test["z_p"], test["wins"], test["test"]) == (None, None, "sign-flip")
+    assert 0 < test["p"] <= test["p_holm"]
     assert test["interval"][0] < test["difference"] < test["interval"][1]
     assert found["wilson"] is None
 
@@ -132,7 +133,8 @@ def test_repeats_are_never_tested_as_binary(tmp_path, make_run):
     (tmp_path / "env.json").write_text(json.dumps(settings))
     found = summarize(tmp_path)
     assert [about["binary"] for about in found["subset"]["conditions"]] == [False, True, True, True]
-    assert cell(found, "router", "nano_math/cot")["against"]["host"]["mcnemar_p"] is None
+    test = cell(found, "router", "nano_math/cot")["against"]["host"]
+    assert (test["z_p"], test["test"]) == (None, "sign-flip")
 
 
 def test_a_donor_with_its_own_prompts_is_not_paired(tmp_path, make_run, make_row, put_cell):
@@ -146,12 +148,12 @@ def test_a_donor_with_its_own_prompts_is_not_paired(tmp_path, make_run, make_row
     found = summarize(tmp_path)
     donor = cell(found, "donor", "nano_math/cot")["against"]["host"]
     assert donor["z_p"] < 0.05
-    assert donor["mcnemar_p"] is donor["interval"] is None
+    assert donor["p"] is donor["interval"] is donor["match"] is None
     router = cell(found, "router", "nano_math/cot")
     assert router["gap_recovered"] is None
-    assert router["against"]["donor"]["mcnemar_p"] is None
+    assert router["against"]["donor"]["p"] is None
     assert router["against"]["donor"]["z_p"] is not None
-    assert router["against"]["host"]["mcnemar_p"] is not None
+    assert router["against"]["host"]["p"] is not None
 
 
 def test_four_components_with_rest_use_the_donor_as_the_last_corner(tmp_path, make_row, put_cell):

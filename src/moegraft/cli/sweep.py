@@ -171,11 +171,16 @@ def _export(run_dir: Path, form: str) -> None:
 def _print_report(run_dir: Path, style: str) -> None:
     import json
 
-    from moegraft.report import print_tables, write_report
+    from moegraft.report import print_tables, verdicts, write_report
 
     paths = write_report(run_dir, style)
+    summary = json.loads(paths["summary.json"].read_text())
     console = Console()
-    print_tables(json.loads(paths["summary.json"].read_text()), console, style=style)
+    print_tables(summary, console, style=style)
+    if style == "default":
+        for sentence in verdicts(summary):
+            console.print(sentence, highlight=False, markup=False)
+            console.print()
     console.print(f"report: {paths['report.html']}", highlight=False, soft_wrap=True)
 
 

@@ -1,7 +1,8 @@
 """Figures as SVG and PNG; the only place that imports matplotlib."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,18 +87,30 @@ def _main_effects(summary: Summary) -> Groups:
     return found
 
 
-def _draw(groups: Groups, label: str, suffix: str, *, dark: bool) -> bytes:
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[Any]:
+    """An empty figure of that many inches, in the reports' style; draw and render it within."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    ink, page = (_PALE, _NIGHT) if dark else (INK, _PAPER)
-    colours = _NIGHT_COLOURS if dark else _COLOURS
-    components = list(dict.fromkeys(effect[0] for effects in groups.values() for effect in effects))
     style: Any = {"svg.hashsalt": "moegraft", "svg.fonttype": "none", "font.family": "sans-serif"}
     with rc_context({**style, "font.size": 9}):
-        figure = Figure(figsize=(max(4.2, 1.1 + 1.45 * len(groups)), 3.3), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
+        yield figure
+
+
+def tones(*, dark: bool) -> tuple[str, str]:
+    """Colour of text and axes, and of the page behind them."""
+    return (_PALE, _NIGHT) if dark else (INK, _PAPER)
+
+
+def _draw(groups: Groups, label: str, suffix: str, *, dark: bool) -> bytes:
+    ink, page = tones(dark=dark)
+    colours = _NIGHT_COLOURS if dark else _COLOURS
+    components = list(dict.fromkeys(effect[0] for effects in groups.values() for effect in effects))
+    with drawing(max(4.2, 1.1 + 1.45 * len(groups)), 3.3) as figure:
         axes = figure.add_subplot()
         axes.axhline(0, color=ink, linewidth=0.8)
         for place, effects in enumerate(groups.values()):
@@ -114,8 +127,8 @@ def _draw(groups: Groups, label: str, suffix: str, *, dark: bool) -> bytes:
         figure.legend(
             loc="outside upper center", ncols=len(components), frameon=False, labelcolor=ink
         )
-        _dress(axes, ink)
-        return _render(figure, suffix, page)
+        dress(axes, ink)
+        return render(figure, suffix, page)
 
 
 def _draw_point(axes: Any, x: float, effect: Effect, colours: Mapping[str, str], page: str) -> None:
@@ -136,7 +149,8 @@ def _draw_point(axes: Any, x: float, effect: Effect, colours: Mapping[str, str],
     )
 
 
-def _dress(axes: Any, ink: str) -> None:
+def dress(axes: Any, ink: str) -> None:
+    """Give axes the reports' look."""
     axes.patch.set_alpha(0)
     axes.grid(axis="y", color=ink, alpha=0.15, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -146,7 +160,8 @@ def _dress(axes: Any, ink: str) -> None:
     axes.spines["left"].set_color(ink)
 
 
-def _render(figure: Any, suffix: str, page: str) -> bytes:
+def render(figure: Any, suffix: str, page: str) -> bytes:
+    """The figure as `svg` (transparent) or `png`; equal figures give equal bytes."""
     target = io.BytesIO()
     if suffix == "svg":
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})

@@ -50,8 +50,13 @@ _CSV_TEST = (
     "difference_high",
     "z",
     "z_p",
-    "mcnemar_p",
-    "mcnemar_holm",
+    "test",
+    "p",
+    "p_holm",
+    "p_bh",
+    "p_max_t",
+    "simultaneous_low",
+    "simultaneous_high",
     "wins",
     "losses",
     "ties",
@@ -137,6 +142,7 @@ def _flat(cell: Mapping[str, Any]) -> dict[str, Any]:
     for reference, test in cell["against"].items():
         flat |= {f"{reference}_{name}": test.get(name) for name in _CSV_TEST}
         flat |= _ends(f"{reference}_difference", test["interval"])
+        flat |= _ends(f"{reference}_simultaneous", test["simultaneous"])
     return flat
 
 

@@ -76,7 +76,7 @@ def accuracy_table(
             return Entry(points(cell["score"]), f" ({cell['num_items']} items)")
         low, high = cell["bootstrap"]
         test = cell["against"].get("donor") or {}
-        daggers = "" if paper else stars(test.get("mcnemar_holm"), "†")
+        daggers = "" if paper else stars(test.get("p_holm"), "†")
         marks = stars(test.get("z_p"), "*") + daggers
         return Entry(points(cell["score"]), f" ±{points((high - low) / 2)}", marks)
 
@@ -102,7 +102,7 @@ def difference_table(summary: Summary, section: Mapping[str, Any], reference: st
             return None
         if test["interval"] is None:
             return Entry(points(test["difference"], sign=True), "", stars(test["z_p"], "*"))
-        marks = stars(test["z_p"], "*") + stars(test["mcnemar_holm"], "†")
+        marks = stars(test["z_p"], "*") + stars(test["p_holm"], "†")
         return Entry(points(test["difference"], sign=True), _range(test["interval"]), marks)
 
     notes = (note_stars(reference), note_daggers(section, reference), *_withheld(section))
@@ -147,7 +147,8 @@ def effect_table(summary: Summary) -> Table:
     note = (
         "main: effect of moving the component, averaged over all states of the others; "
         "interaction: how much more one gives when the other is there too; shapley: shares that "
-        "add up to (all components - host). Intervals are not adjusted for their number."
+        "add up to (all components - host). Intervals are for one effect each; summary.json has "
+        "simultaneous ones."
     )
     title = "Effects of components in points [95% paired bootstrap interval]"
     return Table("effects", title, _columns(section), rows, (note,), "effect")

@@ -87,5 +87,6 @@ def note_daggers(section: Mapping[str, Any], reference: str) -> str:
     size = section["families"][reference]
     return (
         f"† p < .05, †† p < .01, ††† p < .001 against the {reference}: exact McNemar test on "
-        f"paired items, Holm-adjusted over {size} tests."
+        "paired items (sign flips by cluster where items share a passage or scores are not 0/1), "
+        f"Holm-adjusted over {size} tests."
     )

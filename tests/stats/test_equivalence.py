@@ -1,0 +1,192 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import multinomial, norm
+
+from moegraft.stats import equivalence, mcnemar, noninferiority
+from moegraft.stats.equivalence import score_p
+
+
+def table(wins, losses, ties):
+    """Scores of new and old with so many wins and losses of new."""
+    new = np.repeat([1.0, 0.0, 1.0], [wins, losses, ties])
+    old = np.repeat([0.0, 1.0, 1.0], [wins, losses, ties])
+    return new, old
+
+
+def passages(num_items, size):
+    return [str(place // size) for place in range(num_items)]
+
+
+def sparse_pairs(num_items, margin, wins, rng):
+    """A loss of exactly `margin`, on top of equally many wins and losses."""
+    return draw_table(num_items, wins, wins + margin, rng)
+
+
+def draw_table(num_items, win_rate, loss_rate, rng):
+    wins, losses, ties = rng.multinomial(num_items, [win_rate, loss_rate, 1 - win_rate - loss_rate])
+    return table(wins, losses, ties)
+
+
+def tango(wins, losses, num_items, null):
+    """Tango 1998, equations 6 and 7, with the quadratic solved by numpy."""
+    linear = -(wins + losses - (2 * num_items - wins + losses) * null)
+    roots = np.roots([2 * num_items, linear, -losses * null * (1 - null)])
+    rate = max(roots.real)
+    return (wins - losses - num_items * null) / math.sqrt(
+        num_items * (2 * rate + null * (1 - null))
+    )
+
+
+def test_the_score_test_of_single_binary_items_is_tangos():
+    new, old = table(12, 20, 168)
+    sums = new - old
+    for null in (-0.2, -0.1, -0.06, 0.05):
+        statistic = tango(12, 20, 200, null)
+        # score_p refers to t with n - 1 degrees and divides by n - 1: nearly normal at n = 200
+        found = score_p(sums, np.ones(200), null)
+        assert found == pytest.approx(norm.sf(statistic), abs=0.003), null
+
+
+def test_bounds_are_tangos_interval():
+    """Lower and upper bounds solve Z(d) = +-1.645."""
+    found = noninferiority(*table(12, 20, 168), 0.2)
+    low, high = found.estimate.interval.low, found.estimate.interval.high
+    assert tango(12, 20, 200, low) == pytest.approx(norm.ppf(0.95), abs=1e-3)
+    assert -tango(12, 20, 200, high) == pytest.approx(norm.ppf(0.95), abs=1e-3)
+    assert found.lower == low
+
+
+def test_no_loss_seen_is_not_no_loss():
+    """With no discordant item, a margin m is safe where (1 - m)^n < .05: the rule of three."""
+    for num_items in (40, 90, 110, 300):
+        same = np.ones(num_items)
+        for margin in (0.01, 0.03, 0.05):
+            found = noninferiority(same, same, margin)
+            assert found.p_value == pytest.approx((1 - margin) ** num_items, abs=0.0011)
+            passes = (1 - margin) ** num_items < 0.049
+            assert (found.verdict == "pass") is passes, (num_items, margin)
+
+
+def test_three_verdicts_and_bounds_that_agree_with_them():
+    passed = noninferiority(*table(40, 42, 918), 0.03)
+    regressed = noninferiority(*table(10, 60, 930), 0.03)
+    open_ = noninferiority(*table(5, 7, 88), 0.03)
+    assert [one.verdict for one in (passed, regressed, open_)] == [
+        "pass",
+        "regressed",
+        "inconclusive",
+    ]
+    assert passed.lower > -0.03 > regressed.lower
+    assert regressed.estimate.interval.high < 0 < open_.estimate.interval.high
+    assert passed.p_value < 0.05 <= open_.p_value
+    within = noninferiority(*table(2, 20, 1978), 0.03)  # a loss, but a smaller one than the margin
+    assert within.verdict == "pass" and within.estimate.interval.high < 0
+
+
+def test_a_match_needs_both_sides_and_enough_items():
+    assert equivalence(*table(30, 30, 2940), 0.01).matches
+    assert not equivalence(*table(3, 3, 294), 0.01).matches
+    found = equivalence(*table(60, 10, 2930), 0.01)
+    assert not found.matches and found.estimate.interval.high >= 0.01
+    mirrored = equivalence(*table(10, 60, 2930), 0.01)
+    assert mirrored.p_value == pytest.approx(found.p_value)
+    assert mirrored.estimate.interval.low == pytest.approx(-found.estimate.interval.high)
+
+
+def test_clusters_widen_the_bounds_as_far_as_items_repeat():
+    new, old = table(15, 18, 167)
+    single = noninferiority(new, old, 0.1)
+    clustered = noninferiority(np.repeat(new, 3), np.repeat(old, 3), 0.1, clusters=passages(600, 3))
+    assert clustered.lower == pytest.approx(single.lower, abs=0.002)
+    naive = noninferiority(np.repeat(new, 3), np.repeat(old, 3), 0.1)
+    assert naive.lower > clustered.lower + 0.01
+
+
+def exact_size(num_items, margin, win_rate):
+    """Probability of `pass` at a loss of exactly `margin`, summed over all tables."""
+    size = 0.0
+    for wins in range(num_items + 1):
+        for losses in range(num_items + 1 - wins):
+            ties = num_items - wins - losses
+            rates = [win_rate, win_rate + margin, 1 - 2 * win_rate - margin]
+            chance = multinomial.pmf([wins, losses, ties], num_items, rates)
+            if chance > 1e-7 and wins >= losses - margin * num_items:
+                size += chance * (
+                    noninferiority(*table(wins, losses, ties), margin).verdict == "pass"
+                )
+    return size
+
+
+@pytest.mark.parametrize(
+    ("num_items", "win_rate"),
+    [
+        (20, 0.0),
+        (20, 0.15),
+        pytest.param(20, 0.05, marks=pytest.mark.slow),
+        pytest.param(50, 0.02, marks=pytest.mark.slow),
+        pytest.param(50, 0.2, marks=pytest.mark.slow),
+    ],
+)
+def test_the_binary_test_never_passes_a_loss_of_the_margin_too_often(num_items, win_rate):
+    assert exact_size(num_items, 0.1, win_rate) <= 0.05
+
+
+@pytest.mark.parametrize("num_runs", [100, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("num_items", "margin"), [(150, 0.04), (600, 0.02)])
+def test_false_passes_at_the_margin_stay_at_their_level(num_runs, num_items, margin):
+    rng = np.random.default_rng(num_items)
+    slack = 2.5 * math.sqrt(0.05 * 0.95 / num_runs)
+    for wins in (0.0, 0.03):
+        passed = sum(
+            noninferiority(*sparse_pairs(num_items, margin, wins, rng), margin).verdict == "pass"
+            for _ in range(num_runs)
+        )
+        assert passed / num_runs <= 0.05 + slack, wins
+
+
+def clustered_loss(num_clusters, size, margin, rng):
+    """Whole passages are lost or won together; the loss is `margin` on average."""
+    side = rng.choice([-1, 1, 0], p=[0.06 + margin, 0.06, 0.88 - margin], size=num_clusters)
+    keep = rng.random((num_clusters, size)) < 0.9
+    margin_kept = side[:, None] * keep
+    return (margin_kept > 0).ravel() * 1.0, (margin_kept < 0).ravel() * 1.0
+
+
+@pytest.mark.parametrize("num_runs", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_false_passes_stay_at_their_level_with_clusters(num_runs):
+    rng = np.random.default_rng(0)
+    passed = 0
+    for _ in range(num_runs):
+        new, old = clustered_loss(80, 3, 0.08, rng)
+        found = noninferiority(new, old, 0.9 * 0.08, clusters=passages(240, 3))
+        passed += found.verdict == "pass"
+    assert passed / num_runs <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / num_runs)
+
+
+@pytest.mark.parametrize("num_runs", [100, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_items", [30, 120])
+def test_false_passes_stay_at_their_level_with_averaged_repeats(num_runs, num_items):
+    """Four repeats a model; a twentieth of the items is lost for good."""
+    rng = np.random.default_rng(num_items)
+    passed = 0
+    for _ in range(num_runs):
+        chance = rng.choice([0.0, 1.0, 0.5], p=[0.2, 0.7, 0.1], size=num_items)
+        broken = rng.random(num_items) < 0.05
+        old = rng.binomial(4, chance) / 4
+        new = np.where(broken, 0.0, rng.binomial(4, chance) / 4)
+        loss = 0.05 * 0.75
+        passed += noninferiority(new, old, loss).verdict == "pass"
+    assert passed / num_runs <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / num_runs)
+
+
+@pytest.mark.parametrize("num_runs", [200, pytest.param(4000, marks=pytest.mark.slow)])
+def test_regressed_is_rare_for_equal_models(num_runs):
+    rng = np.random.default_rng(5)
+    false = 0
+    for _ in range(num_runs):
+        new, old = draw_table(200, 0.06, 0.06, rng)
+        false += noninferiority(new, old, 0.005).verdict == "regressed"
+        assert mcnemar(new, old).p >= 0
+    assert false / num_runs <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / num_runs)
