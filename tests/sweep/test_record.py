@@ -1,0 +1,44 @@
+"""Whose run a directory is."""
+
+import pytest
+
+from moegraft.config import load_recipe
+from moegraft.errors import RunError
+from moegraft.sweep.design import SweepRecipe
+from moegraft.sweep.record import claim_run
+
+RECIPE = SweepRecipe("a", "b", preset="paper", conditions=("t",), limit=5)
+
+
+def test_a_new_folder_gets_the_recipe_and_is_not_done(tmp_path):
+    assert not claim_run(tmp_path, RECIPE)
+    assert load_recipe(tmp_path / "recipe.yaml", SweepRecipe) == RECIPE
+
+
+def test_the_same_recipe_continues_and_knows_when_it_is_done(tmp_path):
+    claim_run(tmp_path, RECIPE)
+    assert not claim_run(tmp_path, RECIPE)
+    (tmp_path / "DONE").touch()
+    assert claim_run(tmp_path, RECIPE)
+
+
+def test_a_larger_limit_reopens_a_finished_run(tmp_path):
+    claim_run(tmp_path, RECIPE)
+    (tmp_path / "DONE").touch()
+    larger = SweepRecipe("a", "b", preset="paper", conditions=("t",), limit=9)
+    assert not claim_run(tmp_path, larger)
+    assert not (tmp_path / "DONE").exists()
+    assert load_recipe(tmp_path / "recipe.yaml", SweepRecipe).limit == 9
+
+
+def test_another_host_is_another_run(tmp_path):
+    claim_run(tmp_path, RECIPE)
+    with pytest.raises(RunError, match="host"):
+        claim_run(tmp_path, SweepRecipe("c", "b", preset="paper", conditions=("t",), limit=5))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RunError, match="is not empty and holds no run; choose another --out"):
+        claim_run(tmp_path, RECIPE)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "state"] == ["thesis.tex"]
