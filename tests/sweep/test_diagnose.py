@@ -6,18 +6,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from moegraft.errors import IncompatibleError, RunError
+from moegraft.errors import IncompatibleError, RecipeError, RunError
+from moegraft.evals.execution import Execution
 from moegraft.evals.store import read_rows
 from moegraft.evals.texts import Text
 from moegraft.runtime import Host
 from moegraft.sweep.coadaptation import CONTRASTS
 from moegraft.sweep.design import SweepRecipe
 from moegraft.sweep.diagnose import diagnose, diagnosed_configurations
-from moegraft.sweep.diagnose_run import Reading, diagnose_run
-from moegraft.sweep.execute import Execution, run_sweep
+from moegraft.sweep.diagnose_run import Material, diagnose_run
+from moegraft.sweep.execute import run_sweep
 from tiny_sweep import byte_tokenizer
 
 WORDS = ["the cat sat on a mat while rain fell", "seven hills and nobody saw it", "on a mat"]
+CPU = Execution(device="cpu")
 PATTERN = "abcdefgh" * 4
 
 
@@ -215,8 +217,8 @@ def test_losses_are_the_log_probabilities_of_gold_answers_that_the_run_has(
     finished_run, tiny_tasks
 ):
     steps = []
-    how = Reading(include=(tiny_tasks,), device="cpu")
-    found = diagnose_run(finished_run, how, on_step=lambda *step: steps.append(step))
+    how = Execution(include=(tiny_tasks,), device="cpu")
+    found = diagnose_run(finished_run, None, how, on_step=lambda *step: steps.append(step))
     assert json.loads((finished_run / "diagnose.json").read_text()) == found
     assert steps[-1] == (10, 10)
     writing, choosing = found["conditions"]
@@ -231,7 +233,7 @@ def test_losses_are_the_log_probabilities_of_gold_answers_that_the_run_has(
 def test_other_texts_can_be_read_instead(finished_run, tmp_path):
     file = tmp_path / "words.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in WORDS))
-    found = diagnose_run(finished_run, Reading(texts=(str(file),), device="cpu"))
+    found = diagnose_run(finished_run, Material(texts=(str(file),)), CPU)
     assert [about["name"] for about in found["conditions"]] == ["words"]
     assert found["conditions"][0]["num_predicted"] == sum(len(text) - 1 for text in WORDS)
 
@@ -239,11 +241,13 @@ def test_other_texts_can_be_read_instead(finished_run, tmp_path):
 def test_what_is_no_run_or_has_changed_is_refused(finished_run, tiny_tasks, tmp_path):
     with pytest.raises(RunError, match=r"no recipe\.yaml; expected a run directory"):
         diagnose_run(tmp_path)
+    with pytest.raises(RecipeError, match="conditions have no effect with other texts"):
+        Material(conditions=("tiny_write",), texts=("words.txt",))
     with pytest.raises(RunError, match="no condition 'tiny'; the run has: tiny_write"):
-        diagnose_run(finished_run, Reading(conditions=("tiny",)))
+        diagnose_run(finished_run, Material(conditions=("tiny",)))
     tasks = tmp_path / "tasks"
     shutil.copytree(tiny_tasks, tasks)
     task = tasks / "tiny_write.yaml"
     task.write_text(task.read_text().replace("How much is", "What is"))
     with pytest.raises(RunError, match="has another prompt than in the run"):
-        diagnose_run(finished_run, Reading(include=(tasks,), device="cpu"))
+        diagnose_run(finished_run, None, Execution(include=(tasks,), device="cpu"))

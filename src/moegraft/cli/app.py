@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 import moegraft
-from moegraft.cli import blame, sweep, transfer
+from moegraft.cli import blame, diagnose, sweep, transfer
 from moegraft.errors import MoegraftError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 transfer.register(app)
 sweep.register(app)
 blame.register(app)
+diagnose.register(app)
 
 
 def _print_version(wanted: bool | None) -> None:
@@ -38,16 +39,13 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; exit 2 on an error that the user can mend, 130 on Ctrl-C."""
+    """Run the command line; exit 2 on an error that the user can mend."""
     errors = Console(stderr=True, soft_wrap=True)
     try:
         app()
     except MoegraftError as error:
         errors.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("interrupted", highlight=False)
-        sys.exit(130)
 
 
 def _escape(text: str) -> str:

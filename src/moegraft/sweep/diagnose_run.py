@@ -3,13 +3,15 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moegraft.config import load_recipe
-from moegraft.errors import OutputError, RunError
+from moegraft.errors import IncompatibleError, OutputError, RecipeError, RunError
 from moegraft.evals import store
 from moegraft.evals.condition import Condition
+from moegraft.evals.execution import Execution
 from moegraft.evals.record import read_env
 from moegraft.evals.texts import Text, condition_texts, read_domains
 from moegraft.sweep.design import DONOR, SweepRecipe
@@ -20,8 +22,8 @@ NUM_TEXTS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """Where and on what a run is diagnosed."""
+class Material:
+    """On what a run is diagnosed."""
 
     limit: int = NUM_TEXTS
     """Items per condition, the first of the run's order."""
@@ -30,16 +32,24 @@ class Reading:
     texts: tuple[str, ...] = ()
     """Files, folders or tasks to read instead of the run's conditions (see `read_domains`)."""
     fields: tuple[str, ...] = ("text",)
-    device: str = "auto"
-    data_dir: Path | None = None
-    include: tuple[Path, ...] = ()
-    memory_budget_bytes: int | None = None
-    batch_tokens: int | None = None
+    """Of the records of `.jsonl` files."""
+    max_tokens: int = 20_000
+    """Of each of `texts`."""
+
+    def __post_init__(self) -> None:
+        if self.limit < 1 or self.max_tokens < 2:
+            raise RecipeError(
+                f"limit {self.limit}, max_tokens {self.max_tokens}: expected at least one item "
+                "and two tokens"
+            )
+        if self.texts and self.conditions:
+            raise RecipeError("conditions have no effect with other texts; drop one of them")
 
 
 def diagnose_run(
     run_dir: Path | str,
-    how: Reading | None = None,
+    material: Material | None = None,
+    execution: Execution | None = None,
     *,
     on_step: Callable[[int, int], None] = lambda num_done, num_texts: None,
 ) -> dict[str, Any]:
@@ -50,7 +60,8 @@ def diagnose_run(
 
     Args:
         run_dir: of the sweep.
-        how: what to read, and where to compute.
+        material: what to read.
+        execution: where to compute, and where the tasks' data is.
         on_step: called after each batch with the number of texts read, and of all.
 
     Returns:
@@ -63,28 +74,32 @@ def diagnose_run(
     from moegraft.runtime import Host
     from moegraft.sweep.diagnose import diagnose, diagnosed_configurations
 
-    run_dir, how = Path(run_dir), how or Reading()
+    run_dir, wanted = Path(run_dir), material or Material()
+    where = execution or Execution()
     if not (run_dir / "recipe.yaml").is_file():
         raise RunError(f"{run_dir}: no recipe.yaml; expected a run directory of `sweep`")
     recipe = load_recipe(run_dir / "recipe.yaml", SweepRecipe).resolved()
     env = read_env(run_dir)
-    wanted = _conditions(run_dir, recipe, how.conditions)
+    conditions = _conditions(run_dir, recipe, wanted.conditions)
     host = Host.load(
         recipe.host,
         {DONOR: recipe.donor, **recipe.donors},
-        device=how.device,
+        device=where.device,
         dtype=env["dtype"],
-        memory_budget_bytes=how.memory_budget_bytes,
+        memory_budget_bytes=where.memory_budget_bytes,
     )
-    if how.texts:
-        texts = _other_texts(recipe, how, host.tokenizer)
+    if host.tokenizer is None:
+        raise IncompatibleError(f"{recipe.host} has no tokenizer to read texts with")
+    load = partial(_own_texts, run_dir, recipe, wanted, where, host.tokenizer)
+    if wanted.texts:
+        texts = _other_texts(recipe, wanted, where, host.tokenizer)
     else:
-        texts = {name: _own_texts(run_dir, recipe, how, name, host.tokenizer) for name in wanted}
+        texts = {name: load(name) for name in conditions}
     found = diagnose(
         host,
         diagnosed_configurations(recipe),
         texts,
-        batch_tokens=how.batch_tokens,
+        batch_tokens=where.batch_tokens,
         seed=recipe.seed,
         on_step=on_step,
     )
@@ -104,17 +119,22 @@ def _conditions(run_dir: Path, recipe: SweepRecipe, wanted: Sequence[str]) -> Se
     return wanted or recipe.conditions
 
 
-def _own_texts(
-    run_dir: Path, recipe: SweepRecipe, how: Reading, name: str, tokenizer: Any
+def _own_texts(  # noqa: PLR0917
+    run_dir: Path,
+    recipe: SweepRecipe,
+    wanted: Material,
+    where: Execution,
+    tokenizer: Any,
+    name: str,
 ) -> list[Text]:
     from moegraft.evals.harness import load_condition
 
-    limit = how.limit if isinstance(recipe.limit, str) else min(how.limit, recipe.limit)
+    limit = wanted.limit if isinstance(recipe.limit, str) else min(wanted.limit, recipe.limit)
     condition = load_condition(
         name,
         tokenizer=tokenizer,
-        data_dir=how.data_dir,
-        include=how.include,
+        data_dir=where.data_dir,
+        include=where.include,
         limit=limit,
         seed=recipe.seed,
         chat_template=recipe.chat_template,
@@ -137,15 +157,17 @@ def _check_prompts(run_dir: Path, condition: Condition) -> None:
         )
 
 
-def _other_texts(recipe: SweepRecipe, how: Reading, tokenizer: Any) -> dict[str, list[Text]]:
+def _other_texts(
+    recipe: SweepRecipe, wanted: Material, where: Execution, tokenizer: Any
+) -> dict[str, list[Text]]:
     return read_domains(
-        how.texts,
+        wanted.texts,
         tokenizer,
-        max_tokens=20_000,
-        limit=how.limit,
-        fields=how.fields,
-        data_dir=how.data_dir,
-        include=how.include,
+        max_tokens=wanted.max_tokens,
+        limit=wanted.limit,
+        fields=wanted.fields,
+        data_dir=where.data_dir,
+        include=where.include,
         seed=recipe.seed,
         chat_template=recipe.chat_template,
     )
