@@ -1,12 +1,12 @@
 """Which models the items can tell apart: ranking in groups, paired tests, what n can resolve."""
 
-from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from moegraft.compare.clusters import design_effect
 from moegraft.compare.groups import letters
 from moegraft.compare.results import Paired, Pairing
 from moegraft.compare.words import comparison_sentence, methods_paragraph
@@ -149,7 +149,7 @@ def _test(one: Paired, a: int, b: int, seed: int, num_resamples: int) -> _Entry:
         "wins": wins,
         "losses": losses,
         "discordance": float(np.mean((first - second) ** 2)),
-        "design_effect": _design_effect(first - second, one.clusters),
+        "design_effect": design_effect(first - second, one.clusters),
     }
 
 
@@ -201,22 +201,6 @@ def _group(about: _Entry) -> None:
             entry["group"] = "not told apart"
         else:
             entry["group"] = "better" if established[0][0] == name else "worse"
-
-
-def _design_effect(
-    differences: Float[np.ndarray, "item"], clusters: Sequence[str | None] | None
-) -> float:
-    """Variance of the mean over clusters against that over as many independent items."""
-    if clusters is None:
-        return 1.0
-    centred = differences - differences.mean()
-    alone = float(np.sum(centred**2))
-    keys = [f"\0{place}" if name is None else name for place, name in enumerate(clusters)]
-    sums: dict[str, float] = {}
-    for key, value in zip(keys, centred, strict=True):
-        sums[key] = sums.get(key, 0.0) + float(value)
-    together = float(np.sum(np.square(list(sums.values()))))
-    return max(1.0, together / alone) if alone else 1.0
 
 
 def _unit(num_columns: int, column: int) -> Float[np.ndarray, "column"]:
