@@ -140,7 +140,7 @@ def describe_condition(block: Block, num_tests: int) -> Entry:
         "resolution": None,
     }
     others = [name for name in block.paired if name != "host"]
-    if "host" not in block.paired or not others:
+    if "host" not in block.paired or not others or not block.items:
         return about
     found = [_spread(block.scores[name] - block.scores["host"], block.clusters) for name in others]
     discordance, effect = (float(np.mean(part)) for part in zip(*found, strict=True))

@@ -37,6 +37,7 @@ def render_html(
     tables: Sequence[Table],
     figures: Mapping[str, Path],
     *,
+    appendix: Sequence[Table] = (),
     notes: Sequence[str] = (),
 ) -> str:
     """The whole page; it loads nothing from anywhere, and every text of a model is escaped.
@@ -46,6 +47,7 @@ def render_html(
         summary: what `summarize` returned for it.
         tables: what to print, in order.
         figures: file names and paths of the SVG figures to inline.
+        appendix: further tables, folded away at first.
         notes: sentences for the foot of the verdict, such as why figures are missing.
     """
     folder = Path(__file__).parent
@@ -54,6 +56,9 @@ def render_html(
     if figures:
         parts.append(_section("figures", "Figures", _figures(figures)))
     parts.append(_section("tables", "Tables", "".join(map(_table, tables))))
+    if appendix:
+        folded = f"<details><summary>Further analyses</summary>{''.join(map(_table, appendix))}"
+        parts.append(_section("appendix", "Appendix", f"{folded}</details>"))
     parts.append(_section("items-explorer", "Items", _EXPLORER))
     parts.append(_section("provenance", "Provenance", _provenance(summary)))
     items = json.dumps(explorer_items(run), ensure_ascii=True).replace("<", "\\u003c")

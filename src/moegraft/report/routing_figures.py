@@ -256,7 +256,9 @@ def _draw_pairings(entries: Sequence[Content], suffix: str, *, dark: bool) -> by
                 axes.set_xticks([0, 1], ["host's", "donor's"])
                 axes.set_xlim(-0.35, 1.35)
                 dress(axes, ink)
-            line[0].set_ylabel(f"loss against the {others}\n(nats per token)", color=ink)
+            line[0].set_ylabel(
+                f"all else the {others}'s:\nloss against it (nats per token)", color=ink
+            )
         for axes in grid[-1]:
             axes.set_xlabel("experts", color=ink)
         handles, labels = grid[0][0].get_legend_handles_labels()

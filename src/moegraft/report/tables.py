@@ -103,7 +103,7 @@ def difference_table(summary: Summary, section: Mapping[str, Any], reference: st
         if test["interval"] is None:
             return Entry(points(test["difference"], sign=True), "", stars(test["z_p"], "*"))
         marks = stars(test["z_p"], "*") + stars(test["p_holm"], "†")
-        return Entry(points(test["difference"], sign=True), _range(test["interval"]), marks)
+        return Entry(points(test["difference"], sign=True), interval_text(test["interval"]), marks)
 
     notes = (note_stars(reference), note_daggers(section, reference), *_withheld(section))
     title = f"Difference from the {reference} in points [95% paired bootstrap interval]"
@@ -121,7 +121,7 @@ def gap_table(summary: Summary) -> Table:
         gap = cell["gap_recovered"]
         if gap is None:
             return Entry("no gap") if cell["finished"] else None
-        return Entry(f"{100 * gap['value']:.0f} %", _range(gap["interval"], digits=0))
+        return Entry(f"{100 * gap['value']:.0f} %", interval_text(gap["interval"], digits=0))
 
     note = (
         "(configuration - host) / (donor - host), paired bootstrap interval. 'no gap': the "
@@ -137,7 +137,7 @@ def effect_table(summary: Summary) -> Table:
     found: dict[str, dict[str, Entry]] = {}
     for effect in section["effects"]:
         name = f"{effect['kind']}: {' x '.join(effect['components'])}"
-        shown = Entry(points(effect["value"], sign=True), _range(effect["interval"]))
+        shown = Entry(points(effect["value"], sign=True), interval_text(effect["interval"]))
         found.setdefault(name, {})[effect["condition"]] = shown
     names = [about["name"] for about in section["conditions"]]
     rows = tuple(
@@ -280,7 +280,8 @@ def _withheld(section: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _range(interval: Sequence[float], digits: int = 1) -> str:
+def interval_text(interval: Sequence[float], digits: int = 1) -> str:
+    """The ends of an interval of fractions, in points: ` [-1.0, 2.5]`."""
     low, high = (round(100 * end, digits) + 0.0 for end in interval)  # + 0.0: no minus zero
     return f" [{low:.{digits}f}, {high:.{digits}f}]"
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moegraft.errors import OutputError
+from moegraft.report.appendix import build_appendix
 from moegraft.report.figures import can_draw, write_figures
 from moegraft.report.formats import to_csv, to_latex, to_markdown
 from moegraft.report.html import commands, render_html
@@ -39,6 +40,7 @@ def write_report(run_dir: Path | str, style: str = "default") -> dict[str, Path]
     try:
         summary = summarize(run)
         tables = build_tables(summary, style)
+        appendix = build_appendix(summary) if style == "default" else []
         figures = write_figures(summary, run.path / "figures") if can_draw() else {}
         notes = [str(note) for note in run.env.get("notes", [])]
         if not can_draw():
@@ -46,9 +48,9 @@ def write_report(run_dir: Path | str, style: str = "default") -> dict[str, Path]
             notes.append(NO_FIGURES)
         drawn = {name: path for name, path in figures.items() if name.endswith(".svg")}
         texts = {
-            "report.md": _markdown(summary, tables, sorted(drawn), notes),
-            "report.html": render_html(run, summary, tables, drawn, notes=notes),
-            "tables.tex": "\n".join(map(to_latex, tables)),
+            "report.md": _markdown(summary, tables, appendix, sorted(drawn), notes),
+            "report.html": render_html(run, summary, tables, drawn, appendix=appendix, notes=notes),
+            "tables.tex": "\n".join(map(to_latex, [*tables, *appendix])),
             "tables.csv": to_csv(summary),
         }
         for name, text in texts.items():
@@ -60,7 +62,11 @@ def write_report(run_dir: Path | str, style: str = "default") -> dict[str, Path]
 
 
 def _markdown(
-    summary: Summary, tables: Sequence[Table], figures: Sequence[str], notes: Sequence[str]
+    summary: Summary,
+    tables: Sequence[Table],
+    appendix: Sequence[Table],
+    figures: Sequence[str],
+    notes: Sequence[str],
 ) -> str:
     run = summary["run"]
     parts = [f"# {run['name']}", f"Host `{run['host']}`, donor `{run['donor']}`.", "## Verdict"]
@@ -68,6 +74,9 @@ def _markdown(
     parts += notes
     light = [name for name in figures if "-dark" not in name]
     parts += [f"![{name.removesuffix('.svg')}](figures/{name})" for name in light]
-    parts += ["## Tables", *map(to_markdown, tables), "## Commands"]
+    parts += ["## Tables", *map(to_markdown, tables)]
+    if appendix:
+        parts += ["## Appendix", *map(to_markdown, appendix)]
+    parts.append("## Commands")
     parts.append("\n".join(["```", *commands(summary), "```"]))
     return "\n\n".join(parts) + "\n"
