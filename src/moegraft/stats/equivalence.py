@@ -7,7 +7,7 @@ from typing import Literal, cast
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import brentq
-from scipy.stats import beta, binom, norm, t
+from scipy.special import betainc, betaincinv, gammaln, ndtr, stdtr, xlog1py, xlogy
 
 from moegraft.stats.bootstrap import cluster_numbers
 from moegraft.stats.inference import Estimate, Interval, is_binary
@@ -114,8 +114,10 @@ def score_p(
 
     T = sum(D_c - null n_c) / sqrt(variance under the null), where the null distribution is the
     most likely one on the observed clusters, and on an unobserved cluster that loses everything,
-    with mean `null` (empirical likelihood, Owen 1988). For 0/1 scores of single items T is
-    Tango's statistic. Unlike a t-test it does not call a margin safe because no loss was seen.
+    with mean `null` (empirical likelihood, Owen 1988), against t with K - 1 degrees of freedom,
+    K = (sum n_c)^2 / sum n_c^2, the number of clusters where they are equally large (Kish 1965).
+    For 0/1 scores of single items T is Tango's statistic. Unlike a t-test it does not call a
+    margin safe because no loss was seen.
 
     Args:
         sums: summed difference of each cluster.
@@ -124,8 +126,8 @@ def score_p(
         bound: largest possible loss of one item.
     """
     statistic = _score(sums, sizes, null, bound)
-    num = len(sums)
-    return float(t.sf(statistic * np.sqrt((num - 1) / num), num - 1)) if num > 1 else 1.0
+    num = float(sizes.sum() ** 2 / np.sum(sizes**2))
+    return float(stdtr(num - 1, -statistic * np.sqrt((num - 1) / num))) if num > 1.5 else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ class _Pairs:
     def quick_p(self, null: float) -> float:
         if self.table is not None:
             wins, losses = (np.array([count]) for count in self.table)
-            return float(norm.sf(_tango(wins, losses, len(self.sums), null)[0]))
+            return float(ndtr(-_tango(wins, losses, len(self.sums), null)[0]))
         return self.p(null)
 
 
@@ -200,18 +202,28 @@ def _unconditional_p(wins: int, losses: int, num_items: int, null: float) -> flo
     """P that Tango's statistic is as large as observed, at the worst likely discordance."""
     observed = float(_tango(np.array([wins]), np.array([losses]), num_items, null)[0])
     discordant, tail = wins + losses, _OUTSIDE / 2
-    low = beta.ppf(tail, discordant, num_items - discordant + 1) if discordant else 0.0
-    high = beta.isf(tail, discordant + 1, num_items - discordant) if discordant < num_items else 1.0
-    low, high = max(low, abs(null)), min(high, 1.0)
+    low, high = 0.0, 1.0  # Clopper and Pearson's interval
+    if discordant:
+        low = float(betaincinv(discordant, num_items - discordant + 1, tail))
+    if discordant < num_items:
+        high = float(betaincinv(discordant + 1, num_items - discordant, 1 - tail))
+    low = max(low, abs(null), 1e-12)
     if low > high:
         return _OUTSIDE
-    shares = np.linspace(max(low, 1e-12), max(high, 1e-12), _NUM_NUISANCE)
-    first = int(binom.ppf(1e-9, num_items, shares[0]))
-    last = int(binom.isf(1e-9, num_items, shares[-1]))
+    shares = np.linspace(low, high, _NUM_NUISANCE)
+    reach = 6 * np.sqrt(num_items * shares * (1 - shares)) + 10  # leaves 1e-9 on either side
+    first = max(0, int((num_items * shares - reach).min()))
+    last = min(num_items, int((num_items * shares + reach).max()))
     totals = np.arange(first, last + 1)
     needed = _needed_wins(totals, num_items, null, observed)
-    weight = binom.pmf(totals, num_items, shares[:, None])
-    chance = binom.sf(needed - 1, totals, ((shares + null) / (2 * shares))[:, None])
+    ways = gammaln(num_items + 1) - gammaln(totals + 1) - gammaln(num_items - totals + 1)
+    column = shares[:, None]
+    weight = np.exp(ways + xlogy(totals, column) + xlog1py(num_items - totals, -column))
+    rate = np.clip((column + null) / (2 * column), 0.0, 1.0)
+    possible = (needed >= 1) & (needed <= totals)
+    chance = np.broadcast_to((needed < 1).astype(np.float64), weight.shape).copy()
+    wanted = needed[possible]
+    chance[:, possible] = betainc(wanted, totals[possible] - wanted + 1, rate)
     return min(1.0, float(np.max(np.sum(weight * chance, axis=1))) + _OUTSIDE)
 
 

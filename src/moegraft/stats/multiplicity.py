@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
-from statsmodels.stats.multitest import multipletests
+from jaxtyping import Float, Int
 
 from moegraft.stats.inference import Interval
 
@@ -26,7 +25,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Holm 1979, Scand. J. Statist. 6:65; keeps the family-wise error under any dependence.
     """
-    return _adjusted(p_values, "holm")
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    steps = np.arange(len(p), 0, -1) * p[order]
+    return _back(np.maximum.accumulate(steps), order)
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
@@ -34,7 +36,10 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
     Benjamini & Hochberg 1995, JRSS B 57:289; for exploration, where a few false finds are fine.
     """
-    return _adjusted(p_values, "fdr_bh")
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    steps = len(p) * p[order] / np.arange(1, len(p) + 1)
+    return _back(np.minimum.accumulate(steps[::-1])[::-1], order)
 
 
 def max_t(
@@ -81,8 +86,7 @@ def max_t(
     )
 
 
-def _adjusted(p_values: Sequence[float], method: str) -> list[float]:
-    if not p_values:
-        return []
-    adjusted = multipletests(list(p_values), method=method)[1]
-    return np.asarray(adjusted, dtype=np.float64).tolist()
+def _back(adjusted: Float[np.ndarray, "test"], order: Int[np.ndarray, "test"]) -> list[float]:
+    found = np.empty(len(order))
+    found[order] = np.minimum(adjusted, 1.0)
+    return found.tolist()

@@ -62,19 +62,26 @@ def best_of(
     means = scores.mean(axis=0)
     best = int(np.argmax(means))
     outer = tallies(rng, counts, _NUM_OUTER)
-    gains, errors = np.empty(_NUM_OUTER), np.empty(_NUM_OUTER)
-    for place, weights in enumerate(outer):
-        found = _means(weights[None], rows)[0]
-        gains[place] = found.max() - means[found.argmax()]
+    centres = _means(outer, rows)
+    optimism = _optimism(centres, means)
+    errors = np.empty(_NUM_OUTER)
+    for place, (weights, centre) in enumerate(zip(outer, centres, strict=True)):
         again = _means(tallies(rng, weights.astype(np.int64), _NUM_INNER), rows)
-        inner = float(np.mean(again.max(axis=1) - found[again.argmax(axis=1)]))
-        errors[place] = gains[place] - inner
-    optimism = float(gains.mean())
+        errors[place] = centre.max() - _optimism(again, centre) - means[centre.argmax()]
     corrected = float(means[best]) - optimism
     tail = 50 * (1 - level)
     low, high = np.percentile(errors, [tail, 100 - tail])
     interval = Interval(corrected - float(high), corrected - float(low))
     return BestOf(best, float(means[best]), optimism, Estimate(corrected, interval))
+
+
+def _optimism(
+    draws: Float[np.ndarray, "resample column"], centre: Float[np.ndarray, "column"]
+) -> float:
+    """Mean of (best of a resample) - (its true mean), less what all columns share by chance."""
+    gains = draws.max(axis=1) - centre[draws.argmax(axis=1)]
+    shared = draws.mean(axis=1) - centre.mean()  # 0 on average: takes noise out, no bias in
+    return max(0.0, float(np.mean(gains - shared)))
 
 
 def _means(
