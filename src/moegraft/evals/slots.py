@@ -66,7 +66,8 @@ class SlotCache(Cache):
         self.reserve(num_rows, end)
         if start < end:
             for layer in self.slot_layers:
-                layer.spread(start, end, num_rows)
+                if layer.is_initialized:  # layers below a trunk never run
+                    layer.spread(start, end, num_rows)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` slots of one row over another row."""
