@@ -120,5 +120,7 @@ class WeightPath:
                 tensor.requires_grad_(True)
                 tensor.register_post_accumulate_grad_hook(partial(reduce, name))
             for loss in losses:
-                loss().backward()
+                value = loss()
+                if value.requires_grad:  # not where nothing that moves is used
+                    value.backward()
         return found

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from moegraft.evals.gold import (
     gold_logprobs,
 )
 from moegraft.runtime import Host
+from moegraft.runtime.hooks import Routing, observed
 from moegraft.runtime.path import WeightPath
 from moegraft.sweep.design import DONOR
 from moegraft.sweep.units import QkNorm, fold, recipe_of
@@ -206,6 +208,24 @@ def difference_norms(question: Question, units: Sequence[Slot]) -> dict[Slot, fl
             slot = Slot(place.component, place.layer, row if stacked else place.expert)
             squares[slot] = squares.get(slot, 0.0) + value
     return {unit: value**0.5 for unit, value in question.sum_by(squares, units).items()}
+
+
+def routing_frequencies(question: Question) -> dict[Slot, float]:
+    """Share of tokens that the host sends to each expert on these items. A baseline."""
+    host, num_tokens = question.host, 0
+    found: dict[Slot, int] = {}
+
+    def count(routing: Routing) -> None:
+        chosen = routing.experts.flatten()
+        for expert, times in enumerate(chosen.bincount(minlength=routing.logits.shape[1]).tolist()):
+            slot = Slot("experts", routing.layer, expert)
+            found[slot] = found.get(slot, 0) + times
+
+    for batch in gold_batches(host.model, question.items, max_tokens=question.max_tokens):
+        num_tokens += int(batch.mask.sum())
+        with observed(host.model, host.checkpoint.family, count, batch.mask), torch.no_grad():
+            gold_logprob_sum(host.model, batch)
+    return {slot: times / num_tokens for slot, times in found.items()}
 
 
 def random_values(units: Sequence[Slot], seed: int) -> dict[Slot, float]:
