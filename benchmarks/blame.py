@@ -37,15 +37,15 @@ from moegraft.sweep.units import units_of
 from moegraft.transfer.scope import Slot
 
 METHODS = {
-    "integrated gradients, 4 points": lambda q, u: _gradients(q, u, 4, "gauss"),
     "integrated gradients, 4 midpoints": lambda q, u: _gradients(q, u, 4, "midpoint"),
+    "integrated gradients, 4 Gauss points": lambda q, u: _gradients(q, u, 4, "gauss"),
     "integrated gradients, 1 midpoint": lambda q, u: _gradients(q, u, 1, "midpoint"),
     "first-order gradient at the host": lambda q, u: q.sum_by(attribution.slopes_at(q, 0.0), u),
     "norm of the difference": attribution.difference_norms,
     "routing frequency": lambda q, u: {s: attribution.routing_frequencies(q)[s] for s in u},
     "single swaps on the ranking items": attribution.single_swaps,
 }
-MAIN = "integrated gradients, 4 points"
+MAIN = "integrated gradients, 4 midpoints"
 RANDOM = "random"
 RANDOM_DRAWS = 20
 TOP = {"experts": 8, "components": 4}
@@ -160,33 +160,44 @@ def lines(table: int, seed: int) -> tuple[Item, ...]:
     return planting.items_of(planting.facts(table, seed), 3)
 
 
-def planted_pair(kind: str, seed: int, work: Path) -> dict[str, Any]:
-    """Plant one pair and study it."""
+def planted(kind: str, seed: int, work: Path) -> Path:
+    """The folder of one planted pair; made when missing."""
+    out = work / f"planted-{list(planting.KINDS).index(kind)}-{seed}"
+    if out.is_dir():
+        return out
     folder = work / f"base-{seed}"
     if not folder.is_dir():
-        planting.base_model(seed).save_pretrained(folder)
+        planting.base_model(seed).save_pretrained(work / "part")
+        (work / "part").rename(folder)
     base = OlmoeForCausalLM.from_pretrained(folder)
     base.set_experts_implementation("eager")
     pair = planting.plant(kind, base.eval(), seed)
-    paths = {}
-    for name in ("host", "donor"):
-        paths[name] = str(work / "pair" / name)
-        getattr(pair, name).save_pretrained(paths[name])
-    knows = {
-        f"{model} on {table}": planting.accuracy(
-            getattr(pair, model), planting.facts(number, seed), 3
-        )
-        for model in ("host", "donor")
-        for table, number in (("asked", pair.asked), ("old", planting.OLD))
-    }
-    asked = lines(pair.asked, seed)
+    tables = {"asked": pair.asked, "old": planting.OLD}
+    about = {"asked": pair.asked, "places": pair.places, "harmed": pair.harmed, "accuracy": {}}
+    aside = out.with_suffix(".part")
+    for name, model in (("host", pair.host), ("donor", pair.donor)):
+        model.save_pretrained(aside / name)
+        for table, number in tables.items():
+            share = planting.accuracy(model, planting.facts(number, seed), 3)
+            about["accuracy"][f"{name} on {table}"] = share
+    (aside / "about.json").write_text(json.dumps(about))
+    aside.rename(out)
+    return out
+
+
+def planted_pair(kind: str, seed: int, work: Path) -> dict[str, Any]:
+    """Plant one pair and study it."""
+    folder = planted(kind, seed, work)
+    about = json.loads((folder / "about.json").read_text())
+    sources = [str(folder / name) for name in ("host", "donor")]
+    asked = lines(about["asked"], seed)
     held = asked[NUM_RANK : NUM_RANK + NUM_HELD]
-    host = Host.load(paths["host"], {"donor": paths["donor"]}, device="cpu")
-    found = study(host, asked[:NUM_RANK], held, planting.KINDS[kind], pair.places)
-    if pair.harmed is not None:
-        worse = Host.load(paths["donor"], {"donor": paths["host"]}, device="cpu")
-        found["harm"] = study_harm(worse, asked, lines(pair.harmed, seed))
-    return {"kind": kind, "seed": seed, "accuracy": knows, **found}
+    host = Host.load(sources[0], {"donor": sources[1]}, device="cpu")
+    found = study(host, asked[:NUM_RANK], held, planting.KINDS[kind], about["places"])
+    if about["harmed"] is not None:
+        worse = Host.load(sources[1], {"donor": sources[0]}, device="cpu")
+        found["harm"] = study_harm(worse, asked, lines(about["harmed"], seed))
+    return {"kind": kind, "seed": seed, "accuracy": about["accuracy"], **found}
 
 
 # --- any pair, by name ------------------------------------------------------------------------
@@ -294,7 +305,7 @@ def harm_table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*out, ""]
 
 
-def about() -> list[str]:
+def surroundings() -> list[str]:
     run = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(run, capture_output=True, text=True, check=False).stdout.strip()
     return [
@@ -389,7 +400,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    parts = ["# Ranking the units that carry a difference", "", *about()]
+    parts = ["# Ranking the units that carry a difference", "", *surroundings()]
     if arguments.pairs:
         parts += write_planted(arguments)
     if arguments.host and arguments.donor:

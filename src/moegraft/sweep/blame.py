@@ -49,7 +49,7 @@ class BlameRecipe:
     """Integrated gradients; the first-order gradient at the host; or swapping in each unit."""
     path_points: int = 4
     """Places on the path from host to donor at which gradients are taken."""
-    rule: Literal["gauss", "midpoint"] = "gauss"
+    rule: Literal["midpoint", "gauss"] = "midpoint"
     """How they are chosen."""
     seed: int = 0
     """Orders the items, and drives resampling."""
