@@ -12,12 +12,9 @@ Results of a pair are kept under --work: the same command resumes.
 import argparse
 import json
 import logging
-import os
-import platform
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ from scipy.stats import spearmanr
 from transformers import OlmoeForCausalLM
 
 import blame_pairs as planting
-import moegraft
+from blame_tables import MAIN, RANDOM, TOP, harm_table, method_table, pair_table, surroundings
 from moegraft.evals.condition import Item
 from moegraft.evals.harness import load_condition
 from moegraft.runtime import Host
@@ -45,10 +42,7 @@ METHODS = {
     "routing frequency": lambda q, u: {s: attribution.routing_frequencies(q)[s] for s in u},
     "single swaps on the ranking items": attribution.single_swaps,
 }
-MAIN = "integrated gradients, 4 midpoints"
-RANDOM = "random"
 RANDOM_DRAWS = 20
-TOP = {"experts": 8, "components": 4}
 NUM_RANK, NUM_HELD = 64, 128
 
 
@@ -237,83 +231,6 @@ def kept_result(path: Path, make: Callable[[], Any]) -> Any:
         path.with_suffix(".part").rename(path)
         print(f"{path.stem}: {content['seconds']} s", flush=True)
     return json.loads(path.read_text())
-
-
-def number(values: Sequence[float | None], style: str = ".2f") -> str:
-    known = [value for value in values if value is not None]
-    return f"{statistics.fmean(known):{style}}" if known else "-"
-
-
-def method_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Methods by row, means over pairs, one table per kind of unit."""
-    out = []
-    for grain, top in TOP.items():
-        own = [r for r in results if r["grain"] == grain]
-        if not own:
-            continue
-        out += [
-            f"| {grain}: {len(own)} pairs | Spearman with single swaps (worst) | "
-            f"gain kept by the top {top} | planted ones among the first | seconds |",
-            "| --- | ---: | ---: | ---: | ---: |",
-        ]
-        for name in (*METHODS, RANDOM):
-            rows = [r["methods"][name] for r in own if name in r["methods"]]
-            if rows:
-                rhos = [row["spearman"] for row in rows]
-                out.append(
-                    f"| {name} | {number(rhos)} ({min(rhos):.2f}) | "
-                    f"{number([row['kept'] for row in rows], '.0%')} | "
-                    f"{number([row['found'] for row in rows], '.0%')} | "
-                    f"{number([row['seconds'] for row in rows])} |"
-                )
-        out.append("")
-    return out
-
-
-def pair_table(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
-    """Pairs by row: gain, completeness, and the main method against swaps."""
-    out = [
-        "| pair | units | gain, nats | sum of attributions / measured | Spearman: integrated | "
-        "first-order | norm | kept: integrated | swaps | norm |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, r in zip(names, results, strict=True):
-        shown = (MAIN, "first-order gradient at the host", "norm of the difference")
-        rhos = [r["methods"][m]["spearman"] for m in shown]
-        kept = (MAIN, "single swaps on the ranking items", "norm of the difference")
-        shares = [r["methods"][m]["kept"] for m in kept]
-        total, measured = r["completeness"]["sum"], r["completeness"]["measured"]
-        out.append(
-            f"| {name} | {r['grain']} | {r['gain']:.2f} | {total:.2f} / {measured:.2f} | "
-            + " | ".join(f"{rho:.2f}" for rho in rhos)
-            + " | "
-            + " | ".join(f"{share:.0%}" for share in shares)
-            + " |"
-        )
-    return [*out, ""]
-
-
-def harm_table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    out = [
-        "| pair | experts ranked by | taken back | loss restored | gain kept |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
-    for pair, harm in results.items():
-        for key, row in harm["rankings"].items():
-            name, count = key.split("|")
-            out.append(f"| {pair} | {name} | {count} | {row['restored']:.0%} | {row['kept']:.0%} |")
-    return [*out, ""]
-
-
-def surroundings() -> list[str]:
-    run = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(run, capture_output=True, text=True, check=False).stdout.strip()
-    return [
-        f"moegraft {moegraft.__version__} ({commit}), torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, {torch.get_num_threads()} thread on {platform.machine()} "
-        f"({os.cpu_count()} cores), float32.",
-        "",
-    ]
 
 
 def write_planted(arguments: argparse.Namespace) -> list[str]:

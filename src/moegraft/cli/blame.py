@@ -47,9 +47,7 @@ def blame(
         typer.Option(help="integrated, gradient (first-order), or swap (each unit; slow)."),
     ] = "integrated",
     path_points: Annotated[int, typer.Option(help="Gradients between host and donor.")] = 4,
-    rule: Annotated[
-        str, typer.Option(help="Where they are taken: midpoint or gauss.")
-    ] = "midpoint",
+    rule: Annotated[str, typer.Option(help="Where: midpoint or gauss.")] = "midpoint",
     seed: Annotated[int | None, typer.Option(help="Orders the items.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
     qk_norm: Annotated[

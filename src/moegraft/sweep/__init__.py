@@ -4,10 +4,12 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "BlameRecipe": "moegraft.sweep.blame",
     "Configuration": "moegraft.sweep.design",
     "NamedConfiguration": "moegraft.sweep.design",
     "SweepRecipe": "moegraft.sweep.design",
     "design": "moegraft.sweep.design",
+    "run_blame": "moegraft.sweep.blame",
     "run_sweep": "moegraft.sweep.execute",
 }
 
