@@ -116,6 +116,7 @@ def _pairing_table(entries: Sequence[Content]) -> Table:
     )
     for column in ("else", "condition"):
         table.add_column(column)
+    table.add_column("texts", justify="right")
     for router, experts in (("H", "H"), ("D", "H"), ("H", "D"), ("D", "D")):
         table.add_column(f"router {router}\nexperts {experts}", justify="right")
     for column in ("donor's router on\nhost's experts", "donor's router on\ndonor's experts"):
@@ -126,6 +127,7 @@ def _pairing_table(entries: Sequence[Content]) -> Table:
         table.add_row(
             entry["others"],
             escape(entry["condition"]),
+            str(entry["num_texts"]),
             *(f"{cell['loss']:.3f}" for cell in entry["cells"]),
             *(_effect(entry[name]) for name in effects),
             style="bold" if entry["condition"] == "all" else "",

@@ -244,7 +244,7 @@ def _draw_pairings(entries: Sequence[Content], suffix: str, *, dark: bool) -> by
     width = max(3.6, 0.9 + 1.9 * len(conditions))
     with drawing(width, 0.7 + 2.4 * len(surroundings)) as figure:
         grid = figure.subplots(
-            len(surroundings), len(conditions), sharex=True, sharey=True, squeeze=False
+            len(surroundings), len(conditions), sharex=True, sharey="row", squeeze=False
         )
         for line, others in zip(grid, surroundings, strict=True):
             for axes, condition in zip(line, conditions, strict=True):
