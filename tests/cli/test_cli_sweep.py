@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from moegraft.cli import main, sweep
+from moegraft.cli import main, options
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_sweep_prints_table_2_and_the_report_and_exports_without_torch(
     code, out, err = moegraft("sweep", recipe_file, *common, "--limit", 3)
     assert (code, "items/s" in err) == (0, False)
     assert moegraft("report", run, "--style", "paper")[0] == 0
-    assert json.loads(moegraft("report", run, "--json")[1])["schema"] == 1
+    assert json.loads(moegraft("report", run, "--json")[1])["schema"] == 2
     code, out, err = moegraft("report", run, "--export", "inspect")
     assert (code, err) == (2, "error: --export: expected lm-eval, got 'inspect'\n")
 
@@ -108,8 +108,9 @@ def test_ctrl_c_says_how_to_resume(moegraft, recipe_file, monkeypatch, tmp_path)
     [("16GB", 16 * 10**9), ("1.5 GiB", 3 * 2**29), ("2000", 2000), ("3m", 3 * 10**6)],
 )
 def test_memory_is_read_with_its_unit(text, expected):
-    assert sweep._num_bytes(text) == expected
+    assert options.parse_bytes(text) == expected
 
 
 def test_names_are_split_at_commas_outside_brackets():
-    assert sweep._split(["router,experts[0-3,7]", "norm"]) == ["router", "experts[0-3,7]", "norm"]
+    found = options.split_list(["router,experts[0-3,7]", "norm"])
+    assert found == ["router", "experts[0-3,7]", "norm"]

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 import moegraft
-from moegraft.cli import blame, diagnose, sweep, transfer
+from moegraft.cli import blame, compare, diagnose, gate, sweep, transfer
 from moegraft.errors import MoegraftError
 
 app = typer.Typer(
@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 transfer.register(app)
 sweep.register(app)
+compare.register(app)
+gate.register(app)
 blame.register(app)
 diagnose.register(app)
 

@@ -1,30 +1,21 @@
 """`moegraft sweep` and `report`: run a designed experiment, and write what it found."""
 
-import re
-import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
+
+from moegraft.cli.options import (
+    command_line,
+    parse_bytes,
+    parse_limit,
+    parse_shard,
+    show_progress,
+    split_list,
 )
-
 from moegraft.errors import RecipeError
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_STAGES = {"items": "sweep", "control": "A/A control", "confirm": "confirmation"}
-_SECONDS_BETWEEN_LINES = 15.0
 
 
 def register(app: typer.Typer) -> None:
@@ -91,13 +82,13 @@ def sweep(
         "host": host,
         "donor": donor,
         "preset": preset,
-        "factors": _split(factors),
-        "configurations": _split(configurations),
-        "conditions": _split(conditions),
-        "limit": _limit(limit),
+        "factors": split_list(factors),
+        "configurations": split_list(configurations),
+        "conditions": split_list(conditions),
+        "limit": parse_limit(limit),
         "seed": seed,
         "confirm": confirm,
-        "confirm_configurations": _split(confirm_configurations),
+        "confirm_configurations": split_list(confirm_configurations),
         "dtype": dtype,
         "qk_norm": qk_norm,
         "chat_template": chat_template,
@@ -107,15 +98,15 @@ def sweep(
         device=device,
         data_dir=data,
         include=tuple(include or ()),
-        shard=_shard(shard),
-        memory_budget_bytes=None if memory_budget is None else _num_bytes(memory_budget),
+        shard=parse_shard(shard),
+        memory_budget_bytes=None if memory_budget is None else parse_bytes(memory_budget),
         batch_tokens=batch_tokens,
         batch_rows=batch_rows,
-        command=_command(),
+        command=command_line(),
     )
     notes = Console(stderr=True, soft_wrap=True)
     try:
-        with _progress() as on_progress:
+        with show_progress() as on_progress:
             complete = run_sweep(
                 wanted,
                 out,
@@ -125,11 +116,11 @@ def sweep(
             )
     except KeyboardInterrupt:
         notes.print(
-            f"interrupted; finished items are kept. Resume with: {_command()}", markup=False
+            f"interrupted; finished items are kept. Resume with: {command_line()}", markup=False
         )
         raise typer.Exit(130) from None
     if complete:
-        _print_report(out, "default")
+        print_report(out, "default")
     else:
         notes.print(
             f"shard {shard} has no items left; the report follows when the other shards are "
@@ -156,7 +147,7 @@ def report(
 
         sys.stdout.write(write_report(run_dir, style)["summary.json"].read_text())
     else:
-        _print_report(run_dir, style)
+        print_report(run_dir, style)
 
 
 def _export(run_dir: Path, form: str) -> None:
@@ -168,7 +159,8 @@ def _export(run_dir: Path, form: str) -> None:
         sys.stdout.write(f"{path}\n")
 
 
-def _print_report(run_dir: Path, style: str) -> None:
+def print_report(run_dir: Path, style: str) -> None:
+    """Write the report of a run, print its tables and say where it is."""
     import json
 
     from moegraft.report import print_tables, verdicts, write_report
@@ -201,101 +193,3 @@ def _recipe(path: Path | None, asked: dict[str, Any]) -> Any:
         if asked
         else load_recipe(path, SweepRecipe)
     )
-
-
-def _split(values: Sequence[str] | None) -> list[str] | None:
-    if values is None:
-        return None
-    return [part.strip() for value in values for part in re.split(r",(?![^\[]*\])", value)]
-
-
-def _limit(text: str | None) -> int | str | None:
-    if text is None or text == "all":
-        return text
-    if not text.isdecimal():
-        raise RecipeError(f"--limit: expected a number or 'all', got {text!r}")
-    return int(text)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise RecipeError(f"--shard: expected i/n with i from 1 to n, as in 2/8, got {text!r}")
-    return int(match[1]), int(match[2])
-
-
-def _num_bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise RecipeError(f"--memory-budget: expected a size such as 16GB or 24GiB, got {text!r}")
-    unit = _UNITS[match[2].upper()]
-    power = {1: 0, 10**3: 1, 10**6: 2, 10**9: 3, 10**12: 4}[unit]
-    return int(float(match[1]) * (1024**power if match[3] else unit))
-
-
-def _command() -> str:
-    return shlex.join(["moegraft", *sys.argv[1:]])
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[Any], None]]:
-    """A bar with rate and time left on a terminal; elsewhere a line now and then."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Lines(console)
-        return
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with bar:
-        yield _Bars(bar)
-
-
-class _Bars:
-    """One bar per stage of the sweep."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, now: Any) -> None:
-        if now.kind not in self._tasks:
-            self._tasks[now.kind] = self._bar.add_task(now.kind, total=now.total, rate="")
-        task = self._tasks[now.kind]
-        speed = self._bar.tasks[task].speed
-        self._bar.update(
-            task,
-            completed=now.done,
-            description=f"{_STAGES[now.kind]}: {now.condition}, {now.configuration}",
-            rate=f"{speed:.1f} items/s" if speed else "",
-        )
-
-
-class _Lines:
-    """A line of progress now and then, for logs."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._started: dict[str, float] = {}
-        self._told = time.monotonic()
-
-    def __call__(self, now: Any) -> None:
-        moment = time.monotonic()
-        began = self._started.setdefault(now.kind, moment)
-        if now.done < now.total and moment - self._told < _SECONDS_BETWEEN_LINES:
-            return
-        self._told = moment
-        rate = (now.done - 1) / max(moment - began, 1e-9)
-        left = (now.total - now.done) / rate if rate else 0.0
-        self._console.print(
-            f"{_STAGES[now.kind]}: {now.done} of {now.total} items, {rate:.1f} items/s, "
-            f"{left / 60:.0f} min left ({now.condition}, {now.configuration})",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )

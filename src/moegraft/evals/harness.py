@@ -115,6 +115,13 @@ def load_condition(
     )
 
 
+def count_items(
+    name: str, *, data_dir: str | Path | None = None, include: Sequence[str | Path] = ()
+) -> int:
+    """How many items a task has; reads its data, renders nothing. Errors as `load_condition`."""
+    return len(_load_task(name, data_dir, tuple(include))[0].eval_docs)
+
+
 def list_tasks() -> list[str]:
     """Names of the tasks that moegraft brings along."""
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
