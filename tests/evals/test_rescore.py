@@ -178,7 +178,7 @@ def test_other_batches_than_the_recorded_ones_are_computed_in_full(host, caplog)
     rescorer = Rescorer(host, max_tokens=4096)
     with rescorer.recording():
         list(rescorer.likelihoods(pairs))
-    rescorer._scorer.max_tokens = 64  # as after running out of memory
+    rescorer.max_tokens = 64  # as after running out of memory
     with caplog.at_level(logging.INFO, "moegraft"), rescorer.starting_at(2):
         assert dict(rescorer.likelihoods(pairs)) == full(host, pairs, 64)
     assert "not the one that was recorded" in caplog.text

@@ -40,8 +40,8 @@ class Rescorer:
         seed: int = 0,
     ) -> None:
         self.host = host
-        self._scorer = Scorer(host, max_tokens=max_tokens, seed=seed)
-        self._max_bytes = max_bytes
+        self.max_tokens = max_tokens or (16384 if host.device.type == "cuda" else 4096)
+        self._seed, self._max_bytes = seed, max_bytes
         self._layers = plain_layers(host.model, host.checkpoint.family)
         self._trunks: dict[tuple[Pair, ...], Trunk] = {}
         self._recording, self._layer = False, 0
@@ -93,13 +93,14 @@ class Rescorer:
         repeat: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, Generation]]:
         """Answer each prompt, in full; (position, result) as they finish."""
-        return self._scorer.generations(prompts, decoding, repeat)
+        scorer = Scorer(self.host, max_tokens=self.max_tokens, seed=self._seed)
+        return scorer.generations(prompts, decoding, repeat)
 
     def _computed(self, pairs: tuple[Pair, ...]) -> list[tuple[int, Likelihood]]:
         forward = Forward(self.host.model)
         if not self.host.checkpoint.family.branching_cache:
             forward.shares = False
-        return list(likelihoods(forward, pairs, self._scorer.max_tokens))
+        return list(likelihoods(forward, pairs, self.max_tokens))
 
     def _record(self, pairs: tuple[Pair, ...]) -> list[tuple[int, Likelihood]]:
         """Compute and remember, then see that the last layer alone gives the same numbers."""
