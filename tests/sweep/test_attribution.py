@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from moegraft.evals.condition import Item, Pair
 from moegraft.runtime import Host
@@ -20,6 +20,7 @@ from moegraft.sweep.attribution import (
 )
 from moegraft.sweep.units import units_of
 from moegraft.transfer.scope import Slot
+from tiny_models import FAMILIES, SIZES
 
 PLANTED = Slot("experts", 1, 5)
 
@@ -117,6 +118,27 @@ def test_attributions_are_complete_where_the_routing_is_dense(planted, items):
     assert errors["gauss", 8] < 5e-3  # what eight points leave of a curve
     assert errors["midpoint", 8] < 2e-2
     assert errors["gauss", 8] < errors["gauss", 2]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3", "granitemoe", "jamba"])
+def test_other_families_are_attributed_too(tmp_path, items, family):
+    torch.manual_seed(0)
+    sizes = SIZES | FAMILIES[family] | {"num_experts_per_tok": 4}  # all experts: nothing jumps
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    for name in ("host", "donor"):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        model.save_pretrained(tmp_path / name)
+    host = Host.load(str(tmp_path / "host"), {"donor": str(tmp_path / "donor")}, device="cpu")
+    question = Question(host, items)
+    found = integrated_gradients(question, num_points=8)
+    before = question.logprobs().mean()
+    with question.taking_all():
+        change = question.logprobs().mean() - before
+    assert sum(found.values()) == pytest.approx(change, abs=0.02 * abs(change) + 1e-3)
+    by_expert = question.sum_by(found, units_of(host.checkpoint, "experts"))
+    assert all(by_expert.values())
 
 
 def test_both_grains_come_from_the_same_gradients(planted, items):

@@ -115,7 +115,8 @@ def run_blame(
     from moegraft.runtime import Host
 
     execution = execution or Execution()
-    with staged_output(out) as folder:
+    inputs = [path for path in (Path(recipe.host), Path(recipe.donor)) if path.is_dir()]
+    with staged_output(out, inputs) as folder:
         host = Host.load(
             recipe.host,
             {DONOR: recipe.donor},
