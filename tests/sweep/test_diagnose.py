@@ -221,6 +221,7 @@ def test_losses_are_the_log_probabilities_of_gold_answers_that_the_run_has(
     found = diagnose_run(finished_run, None, how, on_step=lambda *step: steps.append(step))
     assert json.loads((finished_run / "diagnose.json").read_text()) == found
     assert steps[-1] == (10, 10)
+    assert found["notes"] == []
     writing, choosing = found["conditions"]
     assert (writing["num_texts"], choosing["num_texts"]) == (5, 5)
     for configuration in ("host", "donor", "router", "experts"):
@@ -251,3 +252,14 @@ def test_what_is_no_run_or_has_changed_is_refused(finished_run, tiny_tasks, tmp_
     task.write_text(task.read_text().replace("How much is", "What is"))
     with pytest.raises(RunError, match="has another prompt than in the run"):
         diagnose_run(finished_run, None, Execution(include=(tasks,), device="cpu"))
+
+
+def test_other_weights_under_the_same_path_are_refused(finished_run, chat_pair, tmp_path):
+    host = tmp_path / "host"
+    shutil.copytree(chat_pair[1], host)
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    recipe = (run / "recipe.yaml").read_text().replace(str(chat_pair[0]), str(host))
+    (run / "recipe.yaml").write_text(recipe)
+    with pytest.raises(RunError, match="has other weights than the run evaluated"):
+        diagnose_run(run, None, CPU)

@@ -69,7 +69,7 @@ def show_diagnosis(console: Console, found: Content) -> None:
     console.print(_cause_table(found))
     if found["coadaptation"]:
         console.print(_pairing_table(found["coadaptation"]))
-    for sentence in found["sentences"]:
+    for sentence in (*found["sentences"], *found["notes"]):
         _say(console, sentence)
 
 

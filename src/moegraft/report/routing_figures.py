@@ -115,7 +115,7 @@ def _draw_maps(
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
             signed = name not in plain
-            far = max(float(np.abs(values).max()), 1e-9)
+            far = max(float(np.abs(values).max()), 1e-3)
             mesh = axes.pcolormesh(
                 100 * values,
                 cmap="PuOr_r" if signed else "viridis",

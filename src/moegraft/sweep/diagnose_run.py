@@ -1,9 +1,8 @@
 """Diagnose a run directory: its checkpoints and configurations on its own prompts and answers."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from moegraft.errors import IncompatibleError, OutputError, RecipeError, RunErro
 from moegraft.evals import store
 from moegraft.evals.condition import Condition
 from moegraft.evals.execution import Execution
-from moegraft.evals.record import read_env
+from moegraft.evals.judge import format_warning
+from moegraft.evals.record import fingerprint_checkpoint, read_env
 from moegraft.evals.texts import Text, condition_texts, read_domains
 from moegraft.sweep.design import DONOR, SweepRecipe
 from moegraft.transfer.recipe import HOST
@@ -88,13 +88,14 @@ def diagnose_run(
         dtype=env["dtype"],
         memory_budget_bytes=where.memory_budget_bytes,
     )
-    if host.tokenizer is None:
-        raise IncompatibleError(f"{recipe.host} has no tokenizer to read texts with")
-    load = partial(_own_texts, run_dir, recipe, wanted, where, host.tokenizer)
+    _check_checkpoints(run_dir, env, host)
+    notes: list[str] = []
     if wanted.texts:
         texts = _other_texts(recipe, wanted, where, host.tokenizer)
     else:
-        texts = {name: load(name) for name in conditions}
+        loaded = [_own_condition(recipe, wanted, where, host.tokenizer, c) for c in conditions]
+        texts = {condition.name: condition_texts(condition) for condition in loaded}
+        notes = [note for condition in loaded for note in _check_prompts(run_dir, condition)]
     found = diagnose(
         host,
         diagnosed_configurations(recipe),
@@ -103,6 +104,7 @@ def diagnose_run(
         seed=recipe.seed,
         on_step=on_step,
     )
+    found["notes"] = notes
     text = json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n"
     try:
         store.write_atomically(run_dir / "diagnose.json", text.encode())
@@ -119,18 +121,26 @@ def _conditions(run_dir: Path, recipe: SweepRecipe, wanted: Sequence[str]) -> Se
     return wanted or recipe.conditions
 
 
-def _own_texts(  # noqa: PLR0917
-    run_dir: Path,
-    recipe: SweepRecipe,
-    wanted: Material,
-    where: Execution,
-    tokenizer: Any,
-    name: str,
-) -> list[Text]:
+def _check_checkpoints(run_dir: Path, env: Mapping[str, Any], host: Any) -> None:
+    if host.tokenizer is None:
+        raise IncompatibleError(f"{host.checkpoint.source} has no tokenizer to read texts with")
+    for name, known in env["checkpoints"].items():
+        checkpoint = host.checkpoint if name == HOST else host.donor_checkpoints[name]
+        now = fingerprint_checkpoint(checkpoint, host.component_hashes(name))
+        if now["content"] != known["content"]:
+            raise RunError(
+                f"{run_dir}: {name} {checkpoint.source} has other weights than the run evaluated; "
+                "run the sweep again in another directory"
+            )
+
+
+def _own_condition(
+    recipe: SweepRecipe, wanted: Material, where: Execution, tokenizer: Any, name: str
+) -> Condition:
     from moegraft.evals.harness import load_condition
 
     limit = wanted.limit if isinstance(recipe.limit, str) else min(wanted.limit, recipe.limit)
-    condition = load_condition(
+    return load_condition(
         name,
         tokenizer=tokenizer,
         data_dir=where.data_dir,
@@ -140,21 +150,24 @@ def _own_texts(  # noqa: PLR0917
         chat_template=recipe.chat_template,
         chat_template_kwargs=recipe.chat_template_kwargs,
     )
-    _check_prompts(run_dir, condition)
-    return condition_texts(condition)
 
 
-def _check_prompts(run_dir: Path, condition: Condition) -> None:
-    """Refuse prompts that are not those of the run; items that it has not scored yet may come."""
-    rows = store.read_rows(run_dir, HOST, condition.name)
-    known = [item for item in condition.items if item.hash in rows]
-    changed = [item for item in known if rows[item.hash]["prompt"] != item.prompt_hash]
-    if changed or (rows and not known):
+def _check_prompts(run_dir: Path, condition: Condition) -> list[str]:
+    """Refuse prompts that are not those of the run, and say what makes the losses doubtful.
+
+    Items that the run has not scored yet may come.
+    """
+    rows = {name: store.read_rows(run_dir, name, condition.name) for name in (HOST, DONOR)}
+    known = [item for item in condition.items if item.hash in rows[HOST]]
+    changed = [item for item in known if rows[HOST][item.hash]["prompt"] != item.prompt_hash]
+    if changed or (rows[HOST] and not known):
         what = f"item {changed[0].hash} has another prompt" if changed else "no item is the same"
         raise RunError(
             f"{run_dir}: {condition.name}: {what} than in the run; diagnose needs the task, the "
             "data and the versions of the sweep"
         )
+    doubt = format_warning(condition, {name: list(own.values()) for name, own in rows.items()})
+    return [] if doubt is None else [doubt]
 
 
 def _other_texts(
