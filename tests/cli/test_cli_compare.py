@@ -110,19 +110,18 @@ def test_existing_results_need_no_torch(write_scores, write_suite):
 
 
 @pytest.mark.parametrize(
-    ("new", "margin", "verdict"),
+    ("verdict", "code", "new"),
     [
-        (BETTER, 2.0, "pass"),
-        ([1] * 30 + [0] * 70, 2.0, "regressed"),
-        ([0, *BOTH[:-1]], 0.5, "inconclusive"),
+        ("pass", 0, BETTER),
+        ("regressed", 1, [1] * 30 + [0] * 70),
+        ("inconclusive", 2, [0, *BOTH[:-1]]),
     ],
 )
-def test_gate_ends_with_a_status_for_each_verdict(
-    moegraft, write_scores, write_suite, new, margin, verdict
+def test_gate_ends_with_a_status(  # noqa: PLR0917
+    moegraft, write_scores, write_suite, verdict, code, new
 ):
-    code = {"pass": 0, "regressed": 1, "inconclusive": 2}[verdict]
     paths = write_scores("old", gsm8k=BOTH), write_scores("new", gsm8k=new)
-    suite = write_suite({"gsm8k": margin})
+    suite = write_suite({"gsm8k": 2.0})
     report = suite.with_suffix(".xml")
     found, out, err = moegraft("gate", *paths, "--suite", suite, "--junit", report)
     assert (found, err) == (code, "")

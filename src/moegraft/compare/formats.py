@@ -17,10 +17,14 @@ _RESERVED = ("item", "model", "score", "condition", "prompt", "cluster", "output
 _INSPECT_VALUES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
 
 
-def read_run_folder(path: Path) -> list[Results]:
+def read_run_folder(path: Path, metric: str | None = None) -> list[Results]:
     """Every configuration of a run of `sweep` or `compare`.
 
     Prompts are known by their text, hashed as lm-eval does, and by their token ids.
+
+    Args:
+        path: the run directory.
+        metric: one of a row's `scores`, named as lm-eval does; None for the run's own score.
     """
     try:
         run = read_run(path)
@@ -29,14 +33,41 @@ def read_run_folder(path: Path) -> list[Results]:
     own_prompts = bool(run.env.get("own_prompts"))
     notes = () if run.finished else (f"{path} is not finished",)
     cells: dict[str, Cells] = {name: {} for name in run.configurations}
+    metrics = {} if metric is None else dict.fromkeys(run.conditions, metric)
     for condition in run.conditions:
         texts = _prompt_texts(run, condition)
         for name, rows in run.items[condition].items():
             cells[name][condition] = {
-                item: row | {"prompts": _known(row, texts.get(item, {}))}
+                item: row
+                | {"prompts": _known(row, texts.get(item, {}))}
+                | ({} if metric is None else {"score": _score(path, condition, row, metric)})
                 for item, row in rows.items()
             }
-    return [Results(name, str(path), own, {}, notes, own_prompts) for name, own in cells.items()]
+        if metric is None and (own := _own_metric(run, condition)):
+            metrics[condition] = own
+    return [
+        Results(name, str(path), own, metrics, notes, own_prompts) for name, own in cells.items()
+    ]
+
+
+def _score(path: Path, condition: str, row: Row, metric: str) -> float:
+    scores = row.get("scores") or {}
+    if metric not in scores:
+        raise ResultsError(
+            f"{path}: {condition}: no metric {metric!r}; it has {', '.join(scores) or 'none'}"
+        )
+    return number(scores[metric], f"{path}: {condition}: item {row['item']}", metric)
+
+
+def _own_metric(run: Run, condition: str) -> str | None:
+    """What a run's score is, in the words in which lm-eval's samples say it."""
+    about = (run.env.get("conditions") or {}).get(condition) or {}
+    primary, extract = about.get("primary"), (about.get("settings") or {}).get("extract")
+    if primary is None or extract is not None:
+        return None if primary is None else f"{primary} of the extracted {extract}"
+    row = next((row for rows in run.items[condition].values() for row in rows.values()), {})
+    names = row.get("scores") or {}
+    return next((n for n in names if n == primary or n.startswith(f"{primary},")), primary)
 
 
 def _known(row: Row, text_of: Mapping[str, str]) -> dict[str, str | None]:

@@ -151,7 +151,7 @@ def _read(path: Path, label: str | None, metric: str | None) -> list[Results]:
 
 def _read_folder(path: Path, label: str | None, metric: str | None) -> list[Results]:
     if (path / "items").is_dir():
-        return read_run_folder(path)
+        return read_run_folder(path, metric)
     folders: dict[Path, list[Path]] = {}
     for file in sorted(path.rglob(PATTERN)):
         folders.setdefault(file.parent, []).append(file)
