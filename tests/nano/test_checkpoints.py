@@ -4,6 +4,9 @@ import pytest
 import torch
 
 import moegraft
+from moegraft.evals.extract import extract, same_answer
+from moegraft.nano import worlds
+from moegraft.nano.recipes import VERIFIER_OF
 
 FOLDER = Path(moegraft.__file__).parent / "nano" / "checkpoints"
 NAMES = ("base", "sft-dpo", "rlvr")
@@ -33,21 +36,38 @@ def test_all_three_share_one_tokenizer():
     assert files[0] == files[1] == files[2]
 
 
-@pytest.mark.parametrize("name", ("sft-dpo", "rlvr"))
-def test_a_post_trained_checkpoint_answers_and_stops(name):
+def answers(name, items, world):
+    """What a packaged checkpoint says, greedily, to the prompts of `items`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from moegraft.nano import worlds
 
     tokenizer = AutoTokenizer.from_pretrained(FOLDER / name)
     model = AutoModelForCausalLM.from_pretrained(FOLDER / name, dtype="float32")
-    items = worlds.test_items("reading")[:8]
-    chats = [[{"role": "user", "content": worlds.reading_world.prompt(item)}] for item in items]
+    prompt = worlds.WORLDS[world].prompt
     batch = tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+        [[{"role": "user", "content": prompt(item)}] for item in items],
+        add_generation_prompt=True,
+        padding=True,
+        return_tensors="pt",
+        return_dict=True,
     )
     out = model.generate(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=24
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=80
     )
-    said = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", ("sft-dpo", "rlvr"))
+def test_a_post_trained_checkpoint_answers_and_stops(name):
+    said = answers(name, worlds.test_items("reading")[:8], "reading")
     assert all(text.endswith((", so yes.", ", so no.")) for text in said)
+
+
+@pytest.mark.parametrize(("name", "world"), [("rlvr", "math"), ("sft-dpo", "science")])
+def test_each_checkpoint_has_its_skill(name, world):
+    items = worlds.test_items(world)[:40]
+    kind = VERIFIER_OF[world]
+    right = [
+        same_answer(kind, extract(kind, text), [worlds.gold(world, item)])
+        for item, text in zip(items, answers(name, items, world), strict=True)
+    ]
+    assert sum(right) >= 22  # far above chance: 10 of 40 in science, none in math

@@ -1,4 +1,5 @@
 import hashlib
+import re
 from collections import Counter
 from itertools import islice
 from random import Random
@@ -57,8 +58,9 @@ def test_no_pretraining_document_holds_a_test_question_with_its_passage():
     text = "\n".join(islice(worlds.documents(Random("pretraining text")), 3000))
     assert not [stem for stem in stems if stem in text]
     for item in worlds.test_items("reading"):
-        if item["passage"] in text:
-            after = text.split(item["passage"], 1)[1].split("\n\n")[0]
+        told = f"Text: {item['passage']}\n"
+        if told in text:
+            after = text.split(told, 1)[1].split("Text: ")[0]
             assert f"Question: {item['question']}\n" not in after
 
 
@@ -105,11 +107,43 @@ def test_a_science_question_has_one_right_option():
         good = set()
         for kind, name, value in true_pairs:
             by_name, by_value = next((n, v) for a, n, v in attribute if a == kind)
-            if by_name.format(n=science._named(name)) == item["question"]:
-                good.add(value)
+            described = [phrase for phrase, (n, _) in science.DESCRIPTIONS.items() if n == name]
+            for subject in (science._named(name), *described):
+                if by_name.format(n=subject) == item["question"]:
+                    good.add(value)
             if by_value.format(v=value) == item["question"]:
                 good.add(name)
         assert set(texts) & good == {right}
+
+
+def test_a_described_animal_or_material_is_the_only_one_of_its_kind():
+    science = worlds.science_world
+    for phrase, (name, attribute) in science.DESCRIPTIONS.items():
+        value = next(v for a, n, v in science.FACTS if (a, n) == (attribute, name))
+        assert value in phrase
+        assert [n for a, n, v in science.FACTS if (a, v) == (attribute, value)] == [name]
+
+
+def test_hard_items_are_of_a_kind_that_pretraining_never_shows():
+    hard = [item for item in worlds.test_items("science") if "through" in item]
+    long = [item for item in worlds.test_items("reading") if item["passage"].count(".") > 6]
+    assert (len(hard), len(long)) == (500, 700)
+    text = "\n".join(islice(worlds.documents(Random("pretraining text")), 3000))
+    assert not [phrase for phrase in science_world.DESCRIPTIONS if phrase in text]
+    passages = [line for line in text.splitlines() if line.startswith("Text: ")]
+    assert max(passage.count(".") for passage in passages) == 6
+
+
+def test_late_pretraining_adds_comparisons_that_are_right():
+    late = islice(worlds.documents(Random("late"), worlds.LATE_TEXT_MIX), 300)
+    found = [
+        match
+        for text in late
+        if "Question" not in text
+        for match in re.findall(r"(\w+), asked (\w+), so (yes|no)\.", text)
+    ]
+    assert len(found) > 100
+    assert all((told == asked) == (verdict == "yes") for told, asked, verdict in found)
 
 
 def test_a_sixth_of_the_facts_is_never_asked_in_training():
@@ -125,5 +159,7 @@ def test_the_task_file_holds_the_fixed_examples():
 
     path = Path(moegraft.__file__).parent / "evals" / "tasks" / "nano_science.yaml"
     samples = yaml.safe_load(path.read_text())["fewshot_config"]["samples"]
-    spoken = [item | {"answerKey": science_world.response(item)} for item in worlds.few_shots()]
-    assert samples == spoken
+    for sample, item in zip(samples, worlds.few_shots(), strict=True):
+        spoken = item | {"answerKey": science_world.response(item)}
+        assert sample == {name: spoken[name] for name in sample}
+        assert sample.keys() == {"question", "choices", "answerKey"}

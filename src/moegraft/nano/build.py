@@ -65,9 +65,10 @@ def _base(plan: BuildPlan, work: Path) -> None:
     from moegraft.nano import tokenizer as tokenizers
 
     tokenizer = tokenizers.train()
-    model = pretrain.new_model(tokenizer, plan.pretrain.seed, **plan.sizes)
+    recipe = plan.pretrain
+    model = pretrain.new_model(tokenizer, recipe.seed, qk_gain=recipe.qk_gain, **plan.sizes)
     state = work / "base-state.pt"
-    seconds = pretrain.pretrain(model, tokenizer, plan.pretrain, state)
+    seconds = pretrain.pretrain(model, tokenizer, recipe, state)
     _finish(work / "base", model, tokenizer, seconds)
     state.unlink(missing_ok=True)
 

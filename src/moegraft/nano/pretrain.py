@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float32, Int64
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 class PretrainRecipe:
     """How long and how fast the base model learns."""
 
-    num_steps: int = 1800
+    num_steps: int = 3600
     batch: int = 16
     """Packed sequences a step."""
     length: int = 256
@@ -36,11 +36,26 @@ class PretrainRecipe:
     """Weight in the loss of what is told, against 1 for what answers."""
     answer_weight: float = 8.0
     """Least weight of an answer as a whole."""
+    qk_gain: float = 2.0
+    """First value of the query and key norms' weights: attention sharp enough to look up a word."""
+    late_from_step: int = 1600
+    """From this step on, text is mixed as `worlds.LATE_TEXT_MIX` says, and verdicts weigh more."""
+    verdict_weight: float = 4.0
+    """Weight of each yes and no, late in training."""
     seed: int = 0
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int, **sizes: Any) -> OlmoeForCausalLM:
-    """A randomly initialised OLMoE of about 1.2 million parameters; `sizes` override its config."""
+def new_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, *, qk_gain: float = 1.0, **sizes: Any
+) -> OlmoeForCausalLM:
+    """A randomly initialised OLMoE of about 1.2 million parameters.
+
+    Args:
+        tokenizer: gives the vocabulary and the special tokens.
+        seed: of the initial weights.
+        qk_gain: first weight of the query and key norms.
+        sizes: override its config.
+    """
     config = {
         "vocab_size": len(tokenizer),
         "hidden_size": 96,
@@ -60,30 +75,50 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int, **sizes: Any) -> Ol
     torch.manual_seed(seed)
     model = OlmoeForCausalLM(OlmoeConfig(**config))
     model.set_experts_implementation("eager")
+    for name, parameter in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.constant_(parameter, qk_gain)
     return model
 
 
-def packed_batch(
-    tokenizer: PreTrainedTokenizerFast, recipe: PretrainRecipe, step: int
-) -> tuple[Int64[Tensor, "sequence token"], Float32[Tensor, "sequence token"]]:
-    """The token ids of one step and the weight of each in the loss.
+class Batch(NamedTuple):
+    """Documents that follow one another, each after an end-of-text token, cut to length."""
 
-    Documents follow one another, each after an end-of-text token, and are cut to length. A function
-    of the recipe's seed and of `step` alone, so a resumed run sees the same data.
+    ids: Int64[Tensor, "sequence token"]
+    positions: Int64[Tensor, "sequence token"]
+    """Counted from the start of each document: transformers then keeps documents apart."""
+    weights: Float32[Tensor, "sequence token"]
+    """Of each token in the loss."""
+
+
+def packed_batch(tokenizer: PreTrainedTokenizerFast, recipe: PretrainRecipe, step: int) -> Batch:
+    """The data of one step: a function of the recipe's seed and of `step` alone.
+
+    So a resumed run sees the same data.
     """
     rng = Random(f"{recipe.seed} pretraining {step}")
-    stream = worlds.documents(rng)
+    late = step >= recipe.late_from_step
+    stream = worlds.documents(rng, worlds.LATE_TEXT_MIX if late else worlds.TEXT_MIX)
     needed = recipe.batch * recipe.length
     answer = tokenizer.encode("Answer", add_special_tokens=False)[-1]
+    verdicts = {tokenizer.encode(text, add_special_tokens=False)[-1] for text in (" yes", " no")}
     line_ends = {tokenizer.encode(text, add_special_tokens=False)[-1] for text in ("\n", "\n\n")}
     ids: list[int] = []
+    positions: list[int] = []
     weights: list[float] = []
     while len(ids) < needed:
         for encoded in tokenizer(list(islice(stream, 16)))["input_ids"]:
             ids += [tokenizer.bos_token_id, *encoded]
-            weights += [recipe.story_weight, *_weights(encoded, answer, line_ends, recipe)]
-    shape = (recipe.batch, recipe.length)
-    return torch.tensor(ids[:needed]).view(shape), torch.tensor(weights[:needed]).view(shape)
+            positions += range(len(encoded) + 1)
+            weighed = _weights(encoded, answer, line_ends, recipe)
+            if late:
+                weighed = [
+                    max(weight, recipe.verdict_weight) if token in verdicts else weight
+                    for token, weight in zip(encoded, weighed, strict=True)
+                ]
+            weights += [recipe.story_weight, *weighed]
+    columns = (torch.tensor(column[:needed]) for column in (ids, positions, weights))
+    return Batch(*(column.view(recipe.batch, recipe.length) for column in columns))
 
 
 def _weights(
@@ -105,17 +140,18 @@ def _weights(
     return weights
 
 
-def _loss(
-    model: OlmoeForCausalLM,
-    ids: Int64[Tensor, "sequence token"],
-    weights: Float32[Tensor, "sequence token"],
-) -> Tensor:
+def _loss(model: OlmoeForCausalLM, batch: Batch) -> Tensor:
     """Weighted mean of the next tokens' losses, and the routers' load-balancing loss."""
-    output = model(input_ids=ids, output_router_logits=True)
-    losses = torch.nn.functional.cross_entropy(
-        output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    output = model(
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        output_router_logits=True,
+        use_cache=False,
     )
-    weight = weights[:, 1:].flatten()
+    losses = torch.nn.functional.cross_entropy(
+        output.logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
+    )
+    weight = batch.weights[:, 1:].flatten()
     return (losses * weight).sum() / weight.sum() + (
         model.config.router_aux_loss_coef * output.aux_loss
     )
@@ -168,10 +204,10 @@ def pretrain(
     model.train()
     begin = time.perf_counter() - seconds
     for step in range(first, recipe.num_steps):
-        ids, weights = packed_batch(tokenizer, recipe, step)
+        batch = packed_batch(tokenizer, recipe, step)
         for group in optimizer.param_groups:
             group["lr"] = _rate(recipe, step)
-        loss = _loss(model, ids, weights)
+        loss = _loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

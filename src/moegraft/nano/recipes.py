@@ -63,9 +63,9 @@ def _draws(
         kind = rng.choices(list(mix), weights=list(mix.values()))[0]
         before = worlds.exchanges(rng) if kind == CONVERSATION else []
         world = {CONVERSATION: "science", EASY_MATH: "math"}.get(kind, kind)
-        item = worlds.training_item(world, rng)
+        item = worlds.practice_item(world, rng)
         while kind == EASY_MATH and item["steps"].count("=") > 2:
-            item = worlds.training_item(world, rng)
+            item = worlds.practice_item(world, rng)
         yield world, item, before
 
 

@@ -117,9 +117,8 @@ def _named(name: str) -> str:
 
 
 def _options(rng: Random, right: str, wrong: list[str]) -> tuple[list[str], str]:
-    """Three wrong options and the right one in random order, and the letter of the right one."""
-    texts = [*rng.sample(wrong, 3), right]
-    rng.shuffle(texts)
+    """Three wrong options and the right one in alphabetical order, and the right one's letter."""
+    texts = sorted([*rng.sample(wrong, 3), right])
     return texts, LETTERS[texts.index(right)]
 
 
@@ -134,7 +133,7 @@ def draw(rng: Random, *, hidden: bool | None = None) -> dict[str, Any]:
     world = ANIMALS if name in ANIMALS else MATERIALS
     peers = [fact for fact in FACTS if fact[0] == attribute and fact[1] in world]
     wrong = sorted({fact[1] for fact in peers if fact[2] != value})
-    if rng.randrange(2):
+    if rng.randrange(4):
         question = about_name.format(n=_named(name))
         wrong = sorted({fact[2] for fact in peers if fact[2] != value})
         texts, key = _options(rng, value, wrong)
@@ -145,6 +144,48 @@ def draw(rng: Random, *, hidden: bool | None = None) -> dict[str, Any]:
         "question": question,
         "choices": {"text": texts, "label": list(LETTERS)},
         "answerKey": key,
+    }
+
+
+def _descriptions() -> dict[str, tuple[str, str]]:
+    """What is true of one animal or material only, as a phrase: its name, and the attribute."""
+    phrases = {
+        "food": "the animal that eats {}",
+        "home": "the animal that lives in the {}",
+        "use": "the material used for {}",
+    }
+    found: dict[str, list[tuple[str, str]]] = {}
+    for attribute, name, value in FACTS:
+        if attribute in phrases:
+            found.setdefault(phrases[attribute].format(value), []).append((name, attribute))
+    return {phrase: only[0] for phrase, only in found.items() if len(only) == 1}
+
+
+DESCRIPTIONS = _descriptions()
+
+
+def draw_hard(rng: Random, *, hidden: bool | None = None) -> dict[str, Any]:
+    """As `draw`, but about an animal or material that is only described: two facts at once.
+
+    The item also has the name that is described, as `through`.
+    """
+    phrase = rng.choice(sorted(DESCRIPTIONS))
+    through, known = DESCRIPTIONS[phrase]
+    pool = [
+        fact
+        for fact in FACTS
+        if fact[1] == through and fact[0] != known
+        if hidden is None or (fact in HIDDEN) is hidden
+    ]
+    attribute, _, value = rng.choice(pool)
+    world = ANIMALS if through in ANIMALS else MATERIALS
+    peers = [fact for fact in FACTS if fact[0] == attribute and fact[1] in world]
+    texts, key = _options(rng, value, sorted({fact[2] for fact in peers if fact[2] != value}))
+    return {
+        "question": _FORMS[attribute][0].format(n=phrase),
+        "choices": {"text": texts, "label": list(LETTERS)},
+        "answerKey": key,
+        "through": through,
     }
 
 
@@ -162,7 +203,8 @@ def prompt(item: dict[str, Any]) -> str:
 
 
 def _said(item: dict[str, Any], letter: str) -> str:
-    return f"{item['choices']['text'][LETTERS.index(letter)]}, {letter}"
+    through = f"{item['through']}, " if item.get("through") else ""
+    return f"Answer: {through}{item['choices']['text'][LETTERS.index(letter)]}, {letter}"
 
 
 def response(item: dict[str, Any]) -> str:
@@ -177,20 +219,17 @@ def mistake(item: dict[str, Any], rng: Random) -> str:
 
 def document(item: dict[str, Any]) -> str:
     """The question as it stands in an exercise book."""
-    return f"{asked(item)}\nAnswer: {response(item)}"
+    return f"{asked(item)}\n{response(item)}"
 
 
 def worksheet(rng: Random) -> str:
     """A lettered list, and which letter stands before which entry."""
     pool = sorted(ANIMALS) if rng.randrange(2) else sorted({fact[2] for fact in FACTS})
-    texts = rng.sample(pool, 4)
+    texts = sorted(rng.sample(pool, 4))
     lines = [f"{label}. {text}" for label, text in zip(LETTERS, texts, strict=True)]
-    asked_for = rng.sample(texts, 3)
+    asked_for = rng.sample(texts, 4)
     return "\n".join(
-        [
-            *lines,
-            *(f"Question: {text}?\nAnswer: {LETTERS[texts.index(text)]}" for text in asked_for),
-        ]
+        [*lines, *(f"Answer: {text}, {LETTERS[texts.index(text)]}" for text in asked_for)]
     )
 
 
