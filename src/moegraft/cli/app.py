@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 import moegraft
-from moegraft.cli import blame, compare, diagnose, gate, sweep, transfer
+from moegraft.cli import blame, compare, diagnose, gate, select, sweep, transfer
 from moegraft.errors import MoegraftError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ compare.register(app)
 gate.register(app)
 blame.register(app)
 diagnose.register(app)
+select.register(app)
 
 
 def _print_version(wanted: bool | None) -> None:

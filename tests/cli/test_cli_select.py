@@ -1,0 +1,105 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moegraft.cli import main
+
+
+@pytest.fixture
+def moegraft(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["moegraft", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        code = stopped.value.code
+        return (code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, olmoe_pair) -> Path:
+    """The rows of a small run of two tiny checkpoints: experts help in `a`, not in `b`."""
+    path = tmp_path_factory.mktemp("runs") / "x"
+    for condition, right in (("a/0-shot", 30), ("b", 15)):
+        for name in ("host", "donor", "router", "experts", "router+experts"):
+            limit = right if name in ("experts", "router+experts") else 15
+            rows = [{"item": f"{k:016x}", "score": float(k < limit)} for k in range(60)]
+            file = path / "items" / name / f"{condition}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "host": str(olmoe_pair[0]),
+        "donor": str(olmoe_pair[1]),
+        "preset": "factorial",
+        "factors": ["router", "experts"],
+        "limit": 60,
+        "conditions": ["a/0-shot", "b"],
+    }
+    (path / "recipe.yaml").write_text(json.dumps(recipe))
+    (path / "DONE").write_text("")
+    return path
+
+
+def test_the_table_is_printed_and_the_recipe_is_taken_by_transfer(moegraft, run_dir, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    code, out, err = moegraft("select", run_dir, "--weights", "a=3,b=1", "--out", recipe)
+    assert (code, err) == (0, "")
+    assert "Best composition" in out
+    assert "weighted (a/0-shot 0.75, b 0.25): experts" in out
+    assert f"compose: moegraft transfer {recipe} --out DIR" in out
+    code, out, err = moegraft("transfer", recipe, "--out", tmp_path / "made", "--json")
+    assert code == 0, err
+    assert (tmp_path / "made" / "config.json").exists()
+
+
+def test_json_holds_table_and_choice(moegraft, run_dir):
+    code, out, err = moegraft("select", run_dir, "--condition", "a", "--json")
+    assert (code, err) == (0, "")
+    content = json.loads(out)
+    assert [entry["condition"] for entry in content["table"]] == ["a/0-shot", "b"]
+    assert content["choice"]["configuration"] == "experts"
+    assert content["choice"]["exceeds"]
+    assert content["recipe"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--condition", "c"], "--condition c: no such condition; expected one of: a/0-shot, b"),
+        (["--weights", "a"], "--weights a: expected CONDITION=NUMBER"),
+        (["--weights", "a=two"], "--weights a=two: expected a number, got 'two'"),
+        (["--weights", "a=1,a=2"], "--weights: 'a' is named twice"),
+        (["--weights", "a=1", "--condition", "a"], "--condition and --weights: give one of them"),
+        (["--out", "x.yaml"], "--out: say for which condition: --condition or --weights, of: a"),
+    ],
+)
+def test_wrong_input_is_one_line(moegraft, run_dir, arguments, message):
+    code, out, err = moegraft("select", run_dir, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+def test_no_run_is_one_line(moegraft, tmp_path):
+    assert moegraft("select")[2] == "error: RUN missing: name a run directory\n"
+    assert "no item results found" in moegraft("select", tmp_path)[2]
+
+
+def test_it_runs_without_torch(run_dir):
+    script = (
+        "import sys; from moegraft.cli import main\n"
+        f"sys.argv = ['moegraft', 'select', {str(run_dir)!r}, '--condition', 'a']\n"
+        "try:\n    main()\nexcept SystemExit as stopped:\n    assert not stopped.code\n"
+        "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
