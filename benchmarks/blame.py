@@ -79,9 +79,9 @@ def study(
     for name, method in METHODS.items():
         if name == "routing frequency" and grain != "experts":
             continue
-        start = time.perf_counter()
+        start = time.process_time()
         values = method(question, units)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         result[name] = {**judge(values), "seconds": seconds}
     draws = [judge(attribution.random_values(units, seed)) for seed in range(RANDOM_DRAWS)]
     result[RANDOM] = {
@@ -133,17 +133,24 @@ def study_harm(
         "single swaps: harm": swap(rank["harm"], units),
         "single swaps: harm and gain": both(swap),
         "norm of the difference": attribution.difference_norms(rank["harm"], units),
-        RANDOM: attribution.random_values(units, 0),
     }
+
+    def take_back(values: dict[Slot, float], count: int) -> dict[str, float]:
+        with held["gain"].taking(ranked(values)[:count]):
+            now = {key: float(q.logprobs().mean()) for key, q in held.items()}
+        return {
+            "restored": (now["harm"] - donor["harm"]) / (host["harm"] - donor["harm"]),
+            "kept": (now["gain"] - host["gain"]) / (donor["gain"] - host["gain"]),
+        }
+
     found: dict[str, Any] = {}
-    for name, values in rankings.items():
-        for count in counts:
-            with held["gain"].taking(ranked(values)[:count]):
-                now = {key: float(q.logprobs().mean()) for key, q in held.items()}
-            found[f"{name}|{count}"] = {
-                "restored": (now["harm"] - donor["harm"]) / (host["harm"] - donor["harm"]),
-                "kept": (now["gain"] - host["gain"]) / (donor["gain"] - host["gain"]),
-            }
+    for count in counts:
+        for name, values in rankings.items():
+            found[f"{name}|{count}"] = take_back(values, count)
+        draws = [take_back(attribution.random_values(units, s), count) for s in range(RANDOM_DRAWS)]
+        found[f"{RANDOM}, mean of {RANDOM_DRAWS}|{count}"] = {
+            key: statistics.fmean(draw[key] for draw in draws) for key in draws[0]
+        }
     return {"donor": donor, "host": host, "rankings": found}
 
 
@@ -163,6 +170,7 @@ def planted(kind: str, seed: int, work: Path) -> Path:
     if not folder.is_dir():
         planting.base_model(seed).save_pretrained(work / "part")
         (work / "part").rename(folder)
+    start = time.process_time()
     base = OlmoeForCausalLM.from_pretrained(folder)
     base.set_experts_implementation("eager")
     pair = planting.plant(kind, base.eval(), seed)
@@ -174,6 +182,7 @@ def planted(kind: str, seed: int, work: Path) -> Path:
         for table, number in tables.items():
             share = planting.accuracy(model, planting.facts(number, seed), 3)
             about["accuracy"][f"{name} on {table}"] = share
+    about["seconds"] = time.process_time() - start
     (aside / "about.json").write_text(json.dumps(about))
     aside.rename(out)
     return out
@@ -191,7 +200,8 @@ def planted_pair(kind: str, seed: int, work: Path) -> dict[str, Any]:
     if about["harmed"] is not None:
         worse = Host.load(sources[1], {"donor": sources[0]}, device="cpu")
         found["harm"] = study_harm(worse, asked, lines(about["harmed"], seed))
-    return {"kind": kind, "seed": seed, "accuracy": about["accuracy"], **found}
+    known = {"accuracy": about["accuracy"], "training_seconds": about.get("seconds")}
+    return {"kind": kind, "seed": seed, **known, **found}
 
 
 # --- any pair, by name ------------------------------------------------------------------------
@@ -224,9 +234,9 @@ def named_harm(worse: Host, gained: str, harmed: str, arguments: argparse.Namesp
 def kept_result(path: Path, make: Callable[[], Any]) -> Any:
     """What stands in `path`, or what `make` returns, written there whole."""
     if not path.exists():
-        start = time.perf_counter()
+        start = time.process_time()
         content = make()
-        content["seconds"] = round(time.perf_counter() - start, 1)
+        content["seconds"] = round(time.process_time() - start, 1)
         path.with_suffix(".part").write_text(json.dumps(content, indent=1))
         path.with_suffix(".part").rename(path)
         print(f"{path.stem}: {content['seconds']} s", flush=True)
@@ -250,9 +260,9 @@ def write_planted(arguments: argparse.Namespace) -> list[str]:
         "",
         "    python benchmarks/blame.py --work DIR",
         "",
-        f"{len(results)} pairs in {seconds / 60:.1f} minutes, training included: OLMoE with "
+        f"{len(results)} pairs, {seconds / 60:.1f} minutes of processor time: OLMoE with "
         f"{planting.LAYERS} layers and {planting.EXPERTS} experts, top 2. Units are ranked on "
-        f"{NUM_RANK} items and judged on {NUM_HELD} others. Seconds are those of the ranking.",
+        f"{NUM_RANK} items and judged on {NUM_HELD} others. Seconds are processor time of the ranking.",
         "",
         *method_table(results),
         *pair_table(results, names),
