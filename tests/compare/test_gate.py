@@ -33,7 +33,9 @@ def pairing_of(*tables):
 def test_an_equally_good_model_passes_where_the_items_carry_the_margin():
     found = gate(suite_of(2.5), pairing_of((50, 50, 800, 419)))
     assert (found["verdict"], found["conditions"][0]["verdict"]) == ("pass", "pass")
-    assert found["conditions"][0]["sentence"].startswith("new lost less than 2.5 points against")
+    assert found["conditions"][0]["sentence"].startswith(
+        "new against old: a loss of 2.5 points is ruled out (0.0 points"
+    )
     assert found["conditions"][0]["bounds"][0] > -0.025
 
 

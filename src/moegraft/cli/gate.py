@@ -161,9 +161,12 @@ def _plan(
     sizes, discordances = {}, {}
     for check, condition in zip(suite.conditions, conditions, strict=True):
         known = [len(r.cells[check.condition]) for r in results if check.condition in r.cells]
-        sizes[check.condition] = check.num_items or (
-            min(known) if known else num_items(condition, how)
-        )
+        if check.num_items or known:
+            sizes[check.condition] = check.num_items or min(known)
+        else:
+            total = num_items(condition, how)
+            limited = isinstance(suite.limit, int)
+            sizes[check.condition] = min(total, suite.limit) if limited else total
     if len(results) == 2:
         discordances = {
             one.condition: observed_discordance(one) for one in pair(results).conditions

@@ -249,13 +249,14 @@ def _sentence(entry: Mapping[str, Any], models: Sequence[str]) -> str:
     )
     margin = f"{points(entry['margin'])} points"
     if entry["verdict"] == "pass":
-        return f"{new} lost less than {margin} against {old} ({size}, {p_value(entry['p'])})."
+        lead = f"{new} against {old}: a loss of {margin} is ruled out"
+        return f"{lead} ({size}, {p_value(entry['p'])})."
     if entry["verdict"] == "regressed":
         adjusted = p_value(entry["loss_adjusted_p"])
         return f"{new} lost against {old} ({size}, adjusted {adjusted}; margin {margin})."
     text = (
-        f"A loss of {margin} is neither ruled out nor is any loss established ({size}, "
-        f"{entry['num_items']:,} items)"
+        f"{new} against {old}: neither is a loss of {margin} ruled out nor any loss established "
+        f"({size}, {entry['num_items']:,} items)"
     )
     if entry["items_needed"] is None:
         return f"{text}; if the difference is as observed, no number of items will let it pass."
