@@ -77,6 +77,14 @@ def test_json_holds_table_and_choice(moegraft, run_dir):
         (["--weights", "a=two"], "--weights a=two: expected a number, got 'two'"),
         (["--weights", "a=1,a=2"], "--weights: 'a' is named twice"),
         (["--weights", "a=1", "--condition", "a"], "--condition and --weights: give one of them"),
+        (["--budget", "9"], "--budget: has an effect only with --search"),
+        (["--search", "--out", "o"], "--search: --condition missing"),
+        (["--search", "--condition", "a"], "--search: --out (the folder to make) missing"),
+        (["--search", "--weights", "a=1"], "--weights: a search is for one condition"),
+        (
+            ["--search", "--condition", "a", "--out", "o", "--budget", "9"],
+            "select --search: recipe: budget: expected at least",
+        ),
         (["--out", "x.yaml"], "--out: say for which condition: --condition or --weights, of: a"),
     ],
 )
@@ -88,7 +96,7 @@ def test_wrong_input_is_one_line(moegraft, run_dir, arguments, message):
 
 
 def test_no_run_is_one_line(moegraft, tmp_path):
-    assert moegraft("select")[2] == "error: RUN missing: name a run directory\n"
+    assert moegraft("select")[2] == "error: RUN missing: name a run directory, or use --search\n"
     assert "no item results found" in moegraft("select", tmp_path)[2]
 
 

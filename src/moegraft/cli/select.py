@@ -1,6 +1,8 @@
 """`moegraft select`: which composition to ship, from a run, or by a search beyond its eight."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,10 +10,14 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from moegraft.cli.evaluation import write_json
+from moegraft.cli.evaluation import DataOption, DeviceOption, IncludeOption, write_json
+from moegraft.cli.options import command_line
 from moegraft.errors import RecipeError
+
+_OF_RUN = ("host", "donor", "dtype", "qk_norm", "chat_template", "chat_template_kwargs")
 
 
 def register(app: typer.Typer) -> None:
@@ -40,13 +46,36 @@ def select(
     ] = None,
     donor: Annotated[str | None, typer.Option(help="The checkpoint that gives.")] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap; orders the items.")] = 0,
+    search: Annotated[
+        bool, typer.Option("--search", help="Search component x layer group for --condition.")
+    ] = False,
+    budget: Annotated[
+        int | None, typer.Option(help="With --search: item evaluations to spend [4000].")
+    ] = None,
+    groups: Annotated[int | None, typer.Option(help="With --search: groups of layers [4].")] = None,
+    confirm_items: Annotated[
+        int | None, typer.Option(help="With --search: held-out items to confirm on [500].")
+    ] = None,
+    data: DataOption = None,
+    include: IncludeOption = None,
+    device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Choose the best composition on some items, confirm it on others, and write its recipe."""
     from moegraft.sweep.select import recipe_of_choice, select, told, write_choice
 
+    numbers = {"budget": budget, "groups": groups, "confirm_items": confirm_items}
+    if search:
+        if weights:
+            raise RecipeError("--weights: a search is for one condition; leave it out")
+        given = {"host": host, "donor": donor, "condition": condition, "seed": seed, **numbers}
+        _search(run, given, out, data=data, include=include, device=device, as_json=as_json)
+        return
+    idle = [f"--{name.replace('_', '-')}" for name, value in numbers.items() if value is not None]
+    if idle:
+        raise RecipeError(f"{idle[0]}: has an effect only with --search")
     if run is None:
-        raise RecipeError("RUN missing: name a run directory")
+        raise RecipeError("RUN missing: name a run directory, or use --search")
     if condition and weights:
         raise RecipeError("--condition and --weights: give one of them")
     content = select(run, condition=condition, weights=_weights(weights), seed=seed)
@@ -68,6 +97,77 @@ def select(
     if out is not None:
         line = f"compose: moegraft transfer {out} --out DIR"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _search(
+    run: Path | None,
+    given: Mapping[str, Any],
+    out: Path | None,
+    *,
+    data: Path | None,
+    include: list[Path] | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Search for a composition, and say what held-out items confirm."""
+    from moegraft.config import parse_recipe
+    from moegraft.evals.execution import Execution
+    from moegraft.sweep.search_run import SearchRecipe, run_search
+    from moegraft.sweep.select import told
+
+    asked = _of_run(run) | {key: value for key, value in given.items() if value is not None}
+    missing = [f"--{key}" for key in ("host", "donor", "condition") if key not in asked]
+    if out is None:
+        missing.append("--out (the folder to make)")
+    if missing or out is None:
+        raise RecipeError(f"--search: {', '.join(missing)} missing")
+    recipe = parse_recipe(asked, SearchRecipe, where="select --search")
+    execution = Execution(
+        device=device, data_dir=data, include=tuple(include or ()), command=command_line()
+    )
+    with _progress(Console(stderr=True)) as on_step:
+        content = run_search(recipe, out, execution, on_step=on_step)
+    if as_json:
+        write_json(content)
+        return
+    console = Console()
+    tried = _table("Highest gold log-probability", ("composition", "minus host, nats per item"))
+    for one in content["tried"][:8]:
+        tried.add_row(escape(one["composition"]), f"{one['gold_difference']:+.3g}")
+    console.print(tried)
+    lines = [
+        f"- {told(content['choice'])}",
+        f"- {len(content['tried'])} compositions tried for {content['spent']} item evaluations.",
+        f"compose: moegraft transfer {out / 'recipe.yaml'} --out DIR",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _of_run(run: Path | None) -> dict[str, Any]:
+    """What a run's recipe says about models and prompts."""
+    if run is None:
+        return {}
+    from moegraft.config import load_recipe
+    from moegraft.sweep.design import SweepRecipe
+
+    content = asdict(load_recipe(run / "recipe.yaml", SweepRecipe))
+    return {key: content[key] for key in _OF_RUN if content.get(key) is not None}
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[Any], None]]:
+    """A bar per stage on a terminal, nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+
+        def on_step(step: Any) -> None:
+            if step.stage not in tasks:
+                tasks[step.stage] = bar.add_task(step.stage, total=step.total)
+            bar.update(tasks[step.stage], completed=step.done)
+
+        yield on_step
 
 
 def _weights(texts: list[str] | None) -> dict[str, float] | None:
@@ -103,8 +203,8 @@ def _show(console: Console, entries: list[Mapping[str, Any]]) -> None:
     from moegraft.report.task_table import advice
     from moegraft.report.words import p_value, points
 
-    best = _table("Best composition, on items it was not chosen on",
-                  ("condition", "composition", "score", "minus host [95%]", "p (Holm)"))  # fmt: skip
+    columns = ("condition", "composition", "score", "minus host [95%]", "p (Holm)")
+    best = _table("Best composition, on items it was not chosen on", columns)
     parts = list(dict.fromkeys(name for entry in entries for name in entry["components"]))
     whose = _table("Whose components: main effect, simultaneous interval", ("condition", *parts))
     for entry in entries:
