@@ -244,6 +244,8 @@ def test_arguments_name_checkpoints_servers_or_results(tmp_path):
     assert not parse_argument(str(tmp_path)).is_model
     chosen = parse_argument(f"{tmp_path}:router+experts")
     assert (chosen.source, chosen.chosen) == (str(tmp_path), "router+experts")
+    nano = parse_argument(f"old={tmp_path}:nano:base")
+    assert (nano.label, nano.source, nano.chosen) == ("old", str(tmp_path), "nano:base")
 
 
 def test_results_of_one_model_in_two_files_are_joined_but_not_twice(tmp_path):

@@ -59,9 +59,9 @@ def parse_argument(text: str) -> Argument:
     label, rest = (match["label"], match["rest"]) if match else (None, text)
     if Path(rest).exists():
         return Argument(rest, label)
-    head, colon, chosen = rest.rpartition(":")
-    if colon and Path(head).exists():
-        return Argument(head, label, chosen)
+    for place in (i for i in reversed(range(len(rest))) if rest[i] == ":"):
+        if Path(rest[:place]).exists():  # a model's name may hold colons itself
+            return Argument(rest[:place], label, rest[place + 1 :])
     return Argument(rest, label)
 
 
