@@ -17,6 +17,7 @@ from moegraft.report.analysis import (
 from moegraft.report.attribution import attribute, log_odds
 from moegraft.report.families import adjust
 from moegraft.report.items import Cells, Run, align, read_run
+from moegraft.report.pairwise import compare_pairs
 from moegraft.report.winners import find_winners
 from moegraft.stats import noise_floor
 from moegraft.stats.inference import NUM_RESAMPLES
@@ -58,6 +59,7 @@ def summarize(
     subset = _section(run, run.items, blocks, settings)
     full = _section(run, run.confirm, whole, settings) if run.confirm else None
     subset["winners"] = find_winners(blocks, {one.condition: one for one in whole}, settings)
+    subset["pairs"] = compare_pairs(blocks)
     subset["appendix"] = {"conditional_logit": log_odds(run, blocks)}
     summary: Summary = {
         "schema": SCHEMA,
@@ -114,6 +116,7 @@ def _section(run: Run, cells: Cells, blocks: list[Block], settings: Settings) ->
         "gold_effects": attribute(run, blocks, gold=True),
         "families": families,
         "winners": [],
+        "pairs": [],
         "appendix": {},
     }
 
