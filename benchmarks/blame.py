@@ -166,11 +166,11 @@ def planted(kind: str, seed: int, work: Path) -> Path:
     out = work / f"planted-{list(planting.KINDS).index(kind)}-{seed}"
     if out.is_dir():
         return out
+    start = time.process_time()
     folder = work / f"base-{seed}"
     if not folder.is_dir():
         planting.base_model(seed).save_pretrained(work / "part")
         (work / "part").rename(folder)
-    start = time.process_time()
     base = OlmoeForCausalLM.from_pretrained(folder)
     base.set_experts_implementation("eager")
     pair = planting.plant(kind, base.eval(), seed)
@@ -191,6 +191,7 @@ def planted(kind: str, seed: int, work: Path) -> Path:
 def planted_pair(kind: str, seed: int, work: Path) -> dict[str, Any]:
     """Plant one pair and study it."""
     folder = planted(kind, seed, work)
+    start = time.process_time()
     about = json.loads((folder / "about.json").read_text())
     sources = [str(folder / name) for name in ("host", "donor")]
     asked = lines(about["asked"], seed)
@@ -200,8 +201,8 @@ def planted_pair(kind: str, seed: int, work: Path) -> dict[str, Any]:
     if about["harmed"] is not None:
         worse = Host.load(sources[1], {"donor": sources[0]}, device="cpu")
         found["harm"] = study_harm(worse, asked, lines(about["harmed"], seed))
-    known = {"accuracy": about["accuracy"], "training_seconds": about.get("seconds")}
-    return {"kind": kind, "seed": seed, **known, **found}
+    seconds = {"training_seconds": about.get("seconds"), "seconds": time.process_time() - start}
+    return {"kind": kind, "seed": seed, "accuracy": about["accuracy"], **seconds, **found}
 
 
 # --- any pair, by name ------------------------------------------------------------------------
@@ -236,7 +237,7 @@ def kept_result(path: Path, make: Callable[[], Any]) -> Any:
     if not path.exists():
         start = time.process_time()
         content = make()
-        content["seconds"] = round(time.process_time() - start, 1)
+        content.setdefault("seconds", round(time.process_time() - start, 1))
         path.with_suffix(".part").write_text(json.dumps(content, indent=1))
         path.with_suffix(".part").rename(path)
         print(f"{path.stem}: {content['seconds']} s", flush=True)
@@ -255,14 +256,17 @@ def write_planted(arguments: argparse.Namespace) -> list[str]:
     names = [f"{r['kind']} ({r['seed']})" for r in results]
     harms = {name: r["harm"] for name, r in zip(names, results, strict=True) if "harm" in r}
     seconds = sum(r["seconds"] for r in results)
+    training = [r.get("training_seconds") for r in results]
+    made = "" if None in training else f" and {sum(training) / 60:.1f} of training"
     return [
         "## Planted pairs",
         "",
         "    python benchmarks/blame.py --work DIR",
         "",
-        f"{len(results)} pairs, {seconds / 60:.1f} minutes of processor time: OLMoE with "
+        f"{len(results)} pairs, {seconds / 60:.1f} minutes of processor time{made}: OLMoE with "
         f"{planting.LAYERS} layers and {planting.EXPERTS} experts, top 2. Units are ranked on "
-        f"{NUM_RANK} items and judged on {NUM_HELD} others. Seconds are processor time of the ranking.",
+        f"{NUM_RANK} items and judged on {NUM_HELD} others; seconds are the ranking's processor "
+        "time.",
         "",
         *method_table(results),
         *pair_table(results, names),
