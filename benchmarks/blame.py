@@ -39,7 +39,7 @@ METHODS = {
     "integrated gradients, 1 midpoint": lambda q, u: _gradients(q, u, 1, "midpoint"),
     "first-order gradient at the host": lambda q, u: q.sum_by(attribution.slopes_at(q, 0.0), u),
     "norm of the difference": attribution.difference_norms,
-    "routing frequency": lambda q, u: {s: attribution.routing_frequencies(q)[s] for s in u},
+    "routing frequency": lambda q, u: q.sum_by(attribution.routing_frequencies(q), u),
     "single swaps on the ranking items": attribution.single_swaps,
 }
 RANDOM_DRAWS = 20
