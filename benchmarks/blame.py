@@ -240,7 +240,7 @@ def kept_result(path: Path, make: Callable[[], Any]) -> Any:
         content.setdefault("seconds", round(time.process_time() - start, 1))
         path.with_suffix(".part").write_text(json.dumps(content, indent=1))
         path.with_suffix(".part").rename(path)
-        print(f"{path.stem}: {content['seconds']} s", flush=True)
+        print(f"{path.stem}: {content['seconds']:.1f} s", flush=True)
     return json.loads(path.read_text())
 
 
