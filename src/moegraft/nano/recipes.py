@@ -44,7 +44,7 @@ SFT_DPO = PostTraining(
 RLVR = PostTraining(
     name="rlvr",
     summary="a problem solver: written-out steps, then rewards for verified answers",
-    sft_mix={"math": 0.60, "science": 0.20, "reading": 0.20},
+    sft_mix={"math": 0.56, "science": 0.10, CONVERSATION: 0.16, "reading": 0.18},
     sft=TrainOptions(num_steps=240, batch=32, learning_rate=5e-4, seed=3),
     dpo_mix={"math": 0.7, "science": 0.15, "reading": 0.15},
     dpo=TrainOptions(num_steps=40, batch=16, learning_rate=5e-5, seed=4),
