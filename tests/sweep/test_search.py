@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,8 +52,11 @@ def planted(tmp_path_factory):
         source = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for key, tensor in model.named_parameters():
+                noise = torch.randn(tensor.shape, generator=source)
                 if part in key:
-                    tensor.copy_(tensor.std() * torch.randn(tensor.shape, generator=source))
+                    tensor.copy_(tensor.std() * noise)
+                elif name == "donor" and "norm" not in key:
+                    tensor.add_(1e-3 * noise)
         model.save_pretrained(root / name)
     return root
 
@@ -127,9 +131,10 @@ def test_the_planted_parts_are_found_and_confirmed_on_other_items(searched):
     assert choice["exceeds"]
     assert choice["score"] > 0.95
     assert choice["num_confirming"] == 120
-    best = max(content["units"], key=lambda unit: unit["attribution"])
+    assert "attention 2" not in choice["configuration"]
     worst = min(content["units"], key=lambda unit: unit["attribution"])
-    assert (best["unit"], worst["unit"]) == ("experts 1", "attention 2")
+    assert worst["unit"] == "attention 2"
+    assert not any(unit["unit"].startswith("rest") for unit in content["units"])  # equal norms
 
 
 def test_the_budget_holds_and_the_files_are_what_transfer_reads(searched):
@@ -182,6 +187,12 @@ def test_wrong_numbers_are_refused(planted):
     how = Execution(device="cpu", include=(planted,))
     with pytest.raises(RecipeError, match="groups: expected at most 4, the number of layers"):
         open_arena(recipe_of_test(planted, groups=5), how)
+
+
+def test_equal_models_leave_nothing_to_search(planted):
+    recipe = replace(recipe_of_test(planted), donor=str(planted / "host"))
+    with pytest.raises(RecipeError, match="differ in 0 units only, so there is nothing to compose"):
+        open_arena(recipe, Execution(device="cpu", include=(planted,)))
 
 
 def test_too_few_items_are_refused(planted, tmp_path):

@@ -5,6 +5,7 @@ from moegraft.runtime.trunk import layer_of
 from moegraft.sweep.space import Space, prefixes
 from moegraft.sweep.units import recipe_of
 from moegraft.transfer.plan import plan_transfer
+from moegraft.transfer.scope import Slot
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,10 @@ def test_units_are_components_in_groups_of_layers_and_what_stands_outside(space)
     assert space.first_layer(frozenset(), space.having(component="embedding")) == 0
 
 
-def test_without_a_shared_vocabulary_the_embedding_stays(pair):
-    assert not Space.of(pair[0], 1, vocabulary=False).having(component="embedding")
+def test_what_does_not_differ_is_no_unit(pair):
+    differing = {Slot("experts", 3, None), Slot("embedding", None, None)}
+    found = Space.of(pair[0], 2, differing=differing)
+    assert [str(unit) for unit in found.units] == ["embedding", "experts 3"]
 
 
 def test_everything_is_all_that_a_transfer_can_move_but_the_last_norm(pair, space):

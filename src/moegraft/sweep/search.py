@@ -189,4 +189,4 @@ def _promise(here: Composition, move: Composition, values: Sequence[float]) -> f
 def _exceeds(new: Scores, old: Scores) -> bool:
     """Whether the paired gain is more than its standard error."""
     gain = new - old
-    return float(gain.mean()) > float(gain.std(ddof=1)) / len(gain) ** 0.5 and gain.mean() > 0
+    return float(gain.mean()) > float(gain.std(ddof=1)) / len(gain) ** 0.5

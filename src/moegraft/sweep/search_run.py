@@ -25,8 +25,9 @@ from moegraft.sweep.search import (
 )
 from moegraft.sweep.select import ALPHA, told
 from moegraft.sweep.space import Composition, Space
-from moegraft.sweep.units import QkNorm, recipe_of
+from moegraft.sweep.units import QkNorm, recipe_of, units_of
 from moegraft.transfer.recipe import HOST, TransferRecipe
+from moegraft.transfer.scope import Slot
 
 SCHEMA = 1
 _FEWEST = 8
@@ -174,12 +175,12 @@ def open_arena(
     seen, held_out = split_items(condition.items, pool, num_confirm)
     tokens = execution.batch_tokens or MAX_TOKENS
     question = Question(host, seen[: recipe.num_gold], qk_norm=recipe.qk_norm, max_tokens=tokens)
-    space = Space.of(
-        host.checkpoint,
-        recipe.groups,
-        recipe.qk_norm,
-        vocabulary=not host.id_maps_differ[DONOR],
-    )
+    space = Space.of(host.checkpoint, recipe.groups, recipe.qk_norm, differing=_differing(question))
+    if len(space.units) < 2:
+        raise RecipeError(
+            f"{recipe.host} and {recipe.donor} differ in {len(space.units)} units only, so there "
+            "is nothing to compose; ask for more groups of layers"
+        )
     arena = Arena(
         question,
         condition,
@@ -190,6 +191,15 @@ def open_arena(
         on_spent=on_spent,
     )
     return arena, held_out
+
+
+def _differing(question: Any) -> set[Slot]:
+    """Components by layer in which host and donor differ, of those that may move."""
+    place = question.host.checkpoint.family.place
+    places = [place(name) for name in question.path.names]
+    ones = {Slot(found.component, found.layer, found.expert): 1.0 for found in places}
+    units = units_of(question.host.checkpoint, "components", question.qk_norm)
+    return {unit for unit, count in question.sum_by(ones, units).items() if count}
 
 
 def run_search(

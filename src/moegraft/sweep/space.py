@@ -1,6 +1,6 @@
 """What a search composes: components by groups of layers, as sets of units that a recipe moves."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +47,7 @@ class Space:
         num_groups: int,
         qk_norm: QkNorm = "attention",
         *,
-        vocabulary: bool = True,
+        differing: Container[Slot] | None = None,
     ) -> "Space":
         """All components in contiguous groups of layers of about equal size.
 
@@ -55,19 +55,17 @@ class Space:
             checkpoint: the host.
             num_groups: of layers; at most as many as there are.
             qk_norm: whether q/k norms move with `attention`.
-            vocabulary: whether embedding and lm_head may move (not between tokenizers that number
-                their tokens differently).
+            differing: components by layer that are worth moving; None for all.
         """
         layers = np.array_split(np.arange(checkpoint.num_layers), num_groups)
         group_of = {int(layer): g for g, part in enumerate(layers) for layer in part}
         found: dict[tuple[str, int], list[Slot]] = {}
         for slot in units_of(checkpoint, "components", qk_norm):
-            if slot.layer is None:
-                if vocabulary:
-                    found.setdefault(("embedding", -1), []).append(slot)
+            if differing is not None and slot not in differing:
                 continue
             name = slot.component if slot.component in NAMED_APART else "rest"
-            found.setdefault((name, group_of[slot.layer]), []).append(slot)
+            place = ("embedding", -1) if slot.layer is None else (name, group_of[slot.layer])
+            found.setdefault(place, []).append(slot)
         units = tuple(Unit(name, tuple(slots)) for (name, _), slots in found.items())
         return cls(units, checkpoint.num_layers)
 
