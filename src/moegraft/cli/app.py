@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 import moegraft
-from moegraft.cli import blame, compare, diagnose, gate, select, sweep, transfer
+from moegraft.cli import blame, compare, diagnose, gate, select, sweep, transfer, xpert
 from moegraft.errors import MoegraftError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ gate.register(app)
 blame.register(app)
 diagnose.register(app)
 select.register(app)
+xpert.register(app)
 
 
 def _print_version(wanted: bool | None) -> None:

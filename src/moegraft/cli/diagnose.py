@@ -1,20 +1,14 @@
 """`moegraft diagnose` and `profile`: what happens inside, and why."""
 
-import json
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moegraft.errors import CheckpointError, OutputError, RecipeError
-
-_SECONDS_BETWEEN_LINES = 15.0
+from moegraft.cli.evaluation import write_json
+from moegraft.cli.steps import draw_figures, say, show_steps, write_content
+from moegraft.errors import CheckpointError, RecipeError
 
 _Field = Annotated[list[str] | None, typer.Option("--field", help="Of .jsonl records; repeatable.")]
 _TaskData = Annotated[
@@ -71,14 +65,14 @@ def diagnose(
         include=tuple(include or ()),
         batch_tokens=batch_tokens,
     )
-    with _progress("texts read") as on_step:
+    with show_steps("texts read") as on_step:
         found = diagnose_run(run_dir, material, execution, on_step=on_step)
-    _draw(lambda: write_diagnosis_figures(found, run_dir / "figures"), run_dir)
+    draw_figures(lambda: write_diagnosis_figures(found, run_dir / "figures"), run_dir)
     if as_json:
-        _print_json(found)
+        write_json(found)
     else:
         show_diagnosis(Console(), found)
-        _say(f"{run_dir / 'diagnose.json'} and {run_dir / 'figures'} written")
+        say(f"{run_dir / 'diagnose.json'} and {run_dir / 'figures'} written")
 
 
 def profile(
@@ -140,7 +134,7 @@ def profile(
     )
     total = sum(len(text.ids) for texts in domains.values() for text in texts)
     done = 0
-    with _progress("tokens read") as on_step, composed(host, configuration or "host") as model:
+    with show_steps("tokens read") as on_step, composed(host, configuration or "host") as model:
 
         def count(domain: str, num_tokens: int) -> None:
             nonlocal done
@@ -163,10 +157,10 @@ def profile(
         **counted.as_dict(),
     }
     if out is not None:
-        _write(out / "profile.json", found)
-        _draw(lambda: write_profile_figures(found, out), out)
+        write_content(out / "profile.json", found)
+        draw_figures(lambda: write_profile_figures(found, out), out)
     if as_json:
-        _print_json(found)
+        write_json(found)
     else:
         show_profile(Console(), found)
 
@@ -178,59 +172,3 @@ def _check_profile(donor: str | None, configuration: str | None, **numbers: int)
         if number < 2:
             flag = name.replace("_", "-")
             raise RecipeError(f"--{flag}: expected a number of at least 2, got {number}")
-
-
-def _write(path: Path, content: Any) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: not written: {error.strerror}") from None
-
-
-def _draw(draw: Callable[[], Any], folder: Path) -> None:
-    from moegraft.report.figures import can_draw
-
-    if not can_draw():
-        _say("figures are left out because matplotlib is missing: pip install 'moegraft[eval]'")
-        return
-    try:
-        draw()
-    except OSError as error:
-        raise OutputError(f"{folder}: figures not written: {error.strerror}") from None
-
-
-def _print_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def _say(line: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with time left on a terminal; elsewhere a line now and then."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines(what)
-        return
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _lines(what: str) -> Callable[[int, int], None]:
-    began = told = time.monotonic()
-
-    def on_step(done: int, total: int) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if done < total and now - told < _SECONDS_BETWEEN_LINES:
-            return
-        told = now
-        left = (now - began) * (total - done) / max(done, 1)
-        _say(f"{done:,} of {total:,} {what}, {left / 60:.0f} min left")
-
-    return on_step

@@ -1,0 +1,70 @@
+"""What commands of counted steps share: progress, notes, figures, and data as files."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from moegraft.errors import OutputError
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+def write_content(path: Path, content: Any) -> None:
+    """Data as a JSON file, one clear line if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: not written: {error.strerror}") from None
+
+
+def draw_figures(draw: Callable[[], Any], folder: Path) -> None:
+    """Draw into `folder`; without matplotlib say what is missing."""
+    from moegraft.report.figures import can_draw
+
+    if not can_draw():
+        say("figures are left out because matplotlib is missing: pip install 'moegraft[eval]'")
+        return
+    try:
+        draw()
+    except OSError as error:
+        raise OutputError(f"{folder}: figures not written: {error.strerror}") from None
+
+
+def say(line: str) -> None:
+    """A line for the user on stderr."""
+    Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
+
+
+@contextmanager
+def show_steps(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with time left on a terminal; elsewhere a line now and then."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(what)
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _lines(what: str) -> Callable[[int, int], None]:
+    began = told = time.monotonic()
+
+    def on_step(done: int, total: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if done < total and now - told < _SECONDS_BETWEEN_LINES:
+            return
+        told = now
+        left = (now - began) * (total - done) / max(done, 1)
+        say(f"{done:,} of {total:,} {what}, {left / 60:.0f} min left")
+
+    return on_step

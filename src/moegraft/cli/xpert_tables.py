@@ -1,0 +1,126 @@
+"""What `xpert identify` and `xpert extract` print."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Content = Mapping[str, Any]
+
+
+def show_identification(console: Console, found: Content) -> None:
+    """The chosen experts of each layer with their use by every domain."""
+    tokens = ", ".join(
+        f"{name} {number:,}"
+        for name, number in zip(found["domains"], found["num_tokens"])  # noqa: B905
+    )
+    chance = _percent(found["chance_frequency"])
+    _say(console, f"{found['source']}: {found['num_experts']} experts, top-{found['top_k']}")
+    _say(console, f"Tokens: {tokens}")
+    domains = found["domains"]
+    columns = ("layer", "expert", "score", "A", "C", *domains)
+    table = _table(
+        f"Experts that serve every domain, by {found['score']}",
+        (*columns, "domains", "stable", "left out"),
+        num_left=1,
+    )
+    for layer in found["layers"]:
+        for place, expert in enumerate(layer["chosen"]):
+            own = expert["frequency"].values()
+            table.add_row(
+                str(layer["layer"]) if place == 0 else "",
+                str(expert["expert"]),
+                f"{100 * expert['score']:.1f}",
+                _percent(expert["mean"]),
+                _percent(expert["deviation"]),
+                *(_against(value, found["chance_frequency"]) for value in own),
+                f"{expert['effective_domains']:.1f}",
+                _percent(expert["stability"], 0),
+                _percent(expert["without_domain"], 0),
+                end_section=place == len(layer["chosen"]) - 1,
+            )
+    console.print(table)
+    _say(
+        console,
+        f"In %. A: mean over domains, C: mean absolute deviation, of the share of tokens sent to "
+        f"the expert; chance {chance} % (red: a domain uses it less). domains: effective number "
+        f"(exp of the entropy). stable: chosen again when text windows are resampled"
+        f"{'' if found['num_windows'] else ' (the counts have no windows)'}. "
+        "left out: chosen again without one of the domains.",
+    )
+    _say(console, _verdict(found))
+    _show_coverage(console, found)
+
+
+def show_shift(console: Console, found: Content) -> None:
+    """What moved in the routing of another model."""
+    shift = found["shift"]
+    table = _table(
+        f"Routing of {shift['against']} against {found['source']}",
+        ("domain", "layer", "choices moved %", "correlation", "same top-k %", "most changed"),
+        num_left=1,
+    )
+    for change in shift["changes"]:
+        experts = ", ".join(
+            f"{one['expert']}: {_percent(one['before'])} to {_percent(one['after'])}"
+            for one in change["experts"][:3]
+        )
+        correlation = change["correlation"]
+        table.add_row(
+            change["domain"],
+            str(change["layer"]),
+            _percent(change["moved"]),
+            "-" if correlation is None else f"{correlation:.3f}",
+            _percent(change["in_common"], 0),
+            experts,
+        )
+    console.print(table)
+
+
+def _show_coverage(console: Console, found: Content) -> None:
+    """The share of each domain's routing that the chosen experts carry."""
+    table = _table(
+        "Share of a domain's choices of experts that fall on the chosen ones (%)",
+        ("layer", *found["domains"]),
+        num_left=1,
+    )
+    for layer in found["layers"]:
+        covered = (_percent(value) for value in layer["coverage"].values())
+        table.add_row(str(layer["layer"]), *covered)
+    console.print(table)
+    layers = found["layers"]
+    for name in layers[0]["in_common_with"]:
+        counts = ", ".join(str(layer["in_common_with"][name]) for layer in layers)
+        of = len(layers[0]["chosen"])
+        _say(console, f"Of {of} experts per layer, score {name} would choose too: {counts}")
+
+
+def _verdict(found: Content) -> str:
+    chosen = [expert for layer in found["layers"] for expert in layer["chosen"]]
+    everywhere = sum(expert["domains_above_chance"] == 1 for expert in chosen)
+    return (
+        f"{everywhere} of {len(chosen)} chosen experts are used at least as often as chance in "
+        "every domain."
+    )
+
+
+def _against(value: float, chance: float) -> Text:
+    return Text(_percent(value, 0), style="red" if value < chance else "")
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _table(title: str, columns: Sequence[str], *, num_left: int) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place < num_left else "right")
+    return table
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

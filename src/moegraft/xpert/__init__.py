@@ -1,0 +1,25 @@
+"""Find the experts that serve every domain, and extract what they know for other models."""
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "Identification": "moegraft.xpert.identify",
+    "RoutingTable": "moegraft.xpert.counts",
+    "identify": "moegraft.xpert.identify",
+    "read_counts": "moegraft.xpert.counts",
+    "routing_shift": "moegraft.xpert.shift",
+}
+
+__all__ = [*_EXPORTS]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names on first use, so that ranking counts never imports torch (PEP 562)."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'moegraft.xpert' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
