@@ -101,7 +101,11 @@ def study(
 
 
 def study_harm(
-    worse: Host, gained: Sequence[Item], harmed: Sequence[Item], counts: Sequence[int] = (4, 8)
+    worse: Host,
+    gained: Sequence[Item],
+    harmed: Sequence[Item],
+    num_rank: int = NUM_RANK,
+    counts: Sequence[int] = (4, 8),
 ) -> dict[str, Any]:
     """Take experts of a donor back: is what it lost restored, and is what it gained kept?
 
@@ -109,15 +113,13 @@ def study_harm(
         worse: the donor as host, with the host as its donor.
         gained: items that the donor answers better.
         harmed: items that it answers worse.
+        num_rank: how many of each are for the ranking; the rest judges.
         counts: how many experts to take back.
     """
     units = units_of(worse.checkpoint, "experts")
     groups = {"gain": gained, "harm": harmed}
-    rank = {name: Question(worse, tuple(items[:NUM_RANK])) for name, items in groups.items()}
-    held = {
-        name: Question(worse, tuple(items[NUM_RANK : NUM_RANK + NUM_HELD]))
-        for name, items in groups.items()
-    }
+    rank = {name: Question(worse, tuple(items[:num_rank])) for name, items in groups.items()}
+    held = {name: Question(worse, tuple(items[num_rank:])) for name, items in groups.items()}
     donor = {name: float(q.logprobs().mean()) for name, q in held.items()}
     with held["gain"].taking_all():
         host = {name: float(q.logprobs().mean()) for name, q in held.items()}
@@ -200,7 +202,8 @@ def planted_pair(kind: str, seed: int, work: Path) -> dict[str, Any]:
     found = study(host, asked[:NUM_RANK], held, planting.KINDS[kind], about["places"])
     if about["harmed"] is not None:
         worse = Host.load(sources[1], {"donor": sources[0]}, device="cpu")
-        found["harm"] = study_harm(worse, asked, lines(about["harmed"], seed))
+        known = (asked, lines(about["harmed"], seed))
+        found["harm"] = study_harm(worse, *(group[: NUM_RANK + NUM_HELD] for group in known))
     seconds = {"training_seconds": about.get("seconds"), "seconds": time.process_time() - start}
     return {"kind": kind, "seed": seed, "accuracy": about["accuracy"], **seconds, **found}
 
@@ -226,7 +229,7 @@ def items_by_name(host: Host, condition: str, arguments: argparse.Namespace) -> 
 def named_harm(worse: Host, gained: str, harmed: str, arguments: argparse.Namespace) -> Any:
     """Take experts of the donor back for one condition and see what another one keeps."""
     groups = [items_by_name(worse, name, arguments) for name in (gained, harmed)]
-    return study_harm(worse, *groups)
+    return study_harm(worse, *groups, num_rank=arguments.items)
 
 
 # --- results ----------------------------------------------------------------------------------

@@ -37,11 +37,15 @@ def method_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
         methods = max((list(r["methods"]) for r in own), key=len)
         for name in methods:
             rows = [r["methods"][name] for r in own if name in r["methods"]]
+            # Where the donor is worse there is no gain to keep.
+            gains = [
+                r["methods"][name]["kept"] for r in own if r["gain"] > 0 and name in r["methods"]
+            ]
             if rows:
                 rhos = [row["spearman"] for row in rows]
                 out.append(
                     f"| {name} | {number(rhos)} ({min(rhos):.2f}) | "
-                    f"{number([row['kept'] for row in rows], '.0%')} | "
+                    f"{number(gains, '.0%')} | "
                     f"{number([row['found'] for row in rows], '.0%')} | "
                     f"{number([row['seconds'] for row in rows])} |"
                 )
