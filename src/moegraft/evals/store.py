@@ -80,6 +80,15 @@ def read_rows(
     return rows
 
 
+def read_prompts(run_dir: Path, condition: str) -> dict[str, Row]:
+    """What was asked, by item hash, from `RUN/prompts`; empty where the run kept none.
+
+    Raises:
+        RunError: a line is damaged.
+    """
+    return {row["item"]: row for row in _read_file(run_dir / "prompts" / f"{condition}.jsonl")}
+
+
 def settle_cell(
     run_dir: Path,
     configuration: str,

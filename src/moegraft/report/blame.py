@@ -9,7 +9,7 @@ from moegraft.report.words import p_value, points
 
 CELL = 22
 _LEFT, _TOP, _GAP = 66, 58, 2
-_GAIN, _LOSS = "#0072B2", "#D55E00"
+GAIN, LOSS = "#0072B2", "#D55E00"
 _STYLE = (
     "text{font:11px sans-serif;fill:#1f2328}.s{stroke:#1f2328}"
     "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.s{stroke:#e6edf3}}"
@@ -158,7 +158,7 @@ def blame_svg(report: BlameReport) -> str:
 
 
 def _square(unit: Entry, x: int, y: int, most: float, confirmed: bool | None) -> str:
-    colour = _GAIN if unit["value"] > 0 else _LOSS
+    colour = GAIN if unit["value"] > 0 else LOSS
     frame = "" if confirmed is None else f' class="s" stroke-width="{2.5 if confirmed else 1}"'
     size = CELL - _GAP
     return (
@@ -170,8 +170,8 @@ def _square(unit: Entry, x: int, y: int, most: float, confirmed: bool | None) ->
 
 def _legend() -> str:
     marks = (
-        (_GAIN, 0.9, "", "raises the gold answer"),
-        (_LOSS, 0.9, "", "lowers it"),
+        (GAIN, 0.9, "", "raises the gold answer"),
+        (LOSS, 0.9, "", "lowers it"),
         ("none", 1, ' class="s" stroke-width="1"', "top"),
         ("none", 1, ' class="s" stroke-width="2.5"', "confirmed"),
     )

@@ -1,34 +1,56 @@
-"""One self-contained HTML file: verdict, figures, tables, item explorer, provenance."""
+"""One self-contained HTML page: verdict, figures, tables, item explorer, provenance."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from moegraft.report.cube import cubes
+from moegraft.report.explorer import EXPLORER, explorer_items
 from moegraft.report.figures import INK
-from moegraft.report.items import Row, Run, components_of, configuration_order, is_composition
+from moegraft.report.findings import NOTHING, ROUTING_CAPTIONS, Findings, blame_html
+from moegraft.report.forest import forest_plots
+from moegraft.report.heatmap import heatmaps
+from moegraft.report.items import Run, components_of, is_composition
 from moegraft.report.summary import Summary
 from moegraft.report.tables import Entry, Table
 from moegraft.report.verdict import verdicts
+from moegraft.report.waterfall import waterfall
 
-MAX_ITEM_BYTES = 3_000_000
-"""What the explorer may add to the page, so that it stays well under 5 MB."""
-
-_MAX_ITEMS = 200
-_MAX_OUTPUT = 2_000
 _CAPTIONS = {
     "effects.svg": "Each of the donor's components moved alone, against the host, with 95% paired "
     "bootstrap intervals. Hollow: the interval includes 0. Intervals are not adjusted for their "
     "number; the daggers of the tables are.",
     "main-effects.svg": "Effect of each component averaged over all states of the others.",
 }
+_FOREST = (
+    "Dot: paired difference. Bar: 95% interval of that one difference. Line: intervals that hold "
+    "for all differences of all conditions at once; a filled dot and colour say that this one "
+    "excludes 0 (blue above, orange below)."
+)
+_HEATMAP = (
+    "Row minus column, in points. Framed and bold: the interval that is simultaneous over all "
+    "pairs of all conditions excludes 0. For exploration; the verdict rests on the tests against "
+    "host and donor."
+)
+_CUBE = (
+    "Corners: accuracy. Edges: what moving one more component from the donor changes; parallel "
+    "edges move the same component, so edges that differ show an interaction. Colour: the "
+    "interval that is simultaneous over all pairs excludes 0 (blue gain, orange loss). Waterfall: "
+    "Shapley shares add up to all of these minus host; lines are simultaneous intervals of a step."
+)
 # What the figures were drawn with -> what follows the page's light or dark mode.
-_LIVE_COLOURS = {INK: "currentColor", "#0072b2": "var(--attention)"}
-# Nothing may be loaded, not even if model text found a way around the escaping.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_LIVE_COLOURS = {INK: "currentColor", "#0072b2": "var(--blue)", "#d55e00": "var(--vermilion)"}
+# Nothing may be loaded, not even if model text found a way around the escaping. Heat maps hold
+# their colours as images within the page.
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'"
+)
 
 
 def render_html(
@@ -38,6 +60,7 @@ def render_html(
     figures: Mapping[str, Path],
     *,
     appendix: Sequence[Table] = (),
+    findings: Findings = NOTHING,
     notes: Sequence[str] = (),
 ) -> str:
     """The whole page; it loads nothing from anywhere, and every text of a model is escaped.
@@ -48,116 +71,141 @@ def render_html(
         tables: what to print, in order.
         figures: file names and paths of the SVG figures to inline.
         appendix: further tables, folded away at first.
+        findings: what `blame` and `diagnose` left in the run.
         notes: sentences for the foot of the verdict, such as why figures are missing.
     """
     folder = Path(__file__).parent
-    name = escape(summary["run"]["name"])
-    parts = [_head(summary), _verdict(summary, notes)]
-    if figures:
-        parts.append(_section("figures", "Figures", _figures(figures)))
-    parts.append(_section("tables", "Tables", "".join(map(_table, tables))))
-    if appendix:
-        folded = f"<details><summary>Further analyses</summary>{''.join(map(_table, appendix))}"
-        parts.append(_section("appendix", "Appendix", f"{folded}</details>"))
-    parts.append(_section("items-explorer", "Items", _EXPLORER))
-    parts.append(_section("provenance", "Provenance", _provenance(summary)))
+    noise = [table for table in tables if table.key == "noise"]
+    others = [table for table in tables if table.key != "noise"]
+    folded = f"<details><summary>Further analyses</summary>{_tables(appendix)}</details>"
+    sections = [
+        ("verdict", "Verdict", _verdict(summary, notes)),
+        ("against-parents", "Against host and donor", _forests(summary)),
+        ("pairs", "Every pair", _pairs(summary)),
+        ("components", "Which component", _components(summary, figures)),
+        ("blame", "Which layer, which expert", _tabs(blame_html(findings.blames))),
+        ("routing", "Routing", _routing(findings, figures)),
+        ("items-explorer", "Items", EXPLORER),
+        ("tables", "Tables", _tables(others)),
+        ("noise-floor", "Noise floor", _tables(noise)),
+        ("appendix", "Appendix", folded if appendix else ""),
+        ("provenance", "Commands and provenance", _provenance(summary, findings)),
+    ]
+    shown = [section for section in sections if section[2]]
     items = json.dumps(explorer_items(run), ensure_ascii=True).replace("<", "\\u003c")
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>moegraft: {name}</title>\n<style>\n{_read(folder / 'page.css')}</style>\n</head>\n"
-        f"<body>\n{''.join(parts)}"
+        f"<title>moegraft: {escape(summary['run']['name'])}</title>\n"
+        f"<style>\n{_read(folder / 'page.css')}</style>\n</head>\n"
+        f"<body>\n{_head(summary, shown)}<main>\n"
+        f"{''.join(_section(*section) for section in shown)}</main>\n"
         f'<script type="application/json" id="items">{items}</script>\n'
         f"<script>\n{_read(folder / 'page.js')}</script>\n</body>\n</html>\n"
     )
 
 
-def explorer_items(run: Run) -> dict[str, Any]:
-    """Items per condition with every configuration's answer, those they disagree on first.
-
-    At most 200 items a condition and 3 MB in all; long outputs are cut and say so.
-    """
-    budget = MAX_ITEM_BYTES / max(1, len(run.conditions))
-    found = {}
-    for condition in run.conditions:
-        cells = run.items[condition]
-        names = sorted(cells, key=configuration_order)
-        items = {item for rows in cells.values() for item in rows}
-        ranked = sorted(items, key=lambda item: (-_disagreement(cells, item), item))
-        chosen, used = [], 0
-        for item in ranked[:_MAX_ITEMS]:
-            rows = {name: cells[name][item] for name in names if item in cells[name]}
-            gold = str(next(iter(rows.values())).get("gold", ""))
-            entry = {"item": item, "gold": gold, "cells": {n: _answer(r) for n, r in rows.items()}}
-            used += len(json.dumps(entry))
-            if used > budget:
-                break
-            chosen.append(entry)
-        found[condition] = {"configurations": names, "items": chosen}
-    return found
-
-
-_EXPLORER = """
-<p class="quiet">Items on which the configurations disagree come first.</p>
-<div class="controls">
-<label>condition <select id="condition"></select></label>
-<label>left <select id="first"></select></label>
-<label>right <select id="second"></select></label>
-<label>show <select id="filter">
-<option value="all">all</option><option value="gained">right one better</option>
-<option value="lost">left one better</option><option value="right">both right</option>
-<option value="wrong">both wrong</option></select></label>
-<label>containing <input id="words" type="search"></label>
-</div>
-<p class="quiet" id="count" aria-live="polite"></p>
-<div id="list"></div>
-<button id="more" type="button" hidden>more</button>
-"""
-
-
-def _head(summary: Summary) -> str:
+def _head(summary: Summary, sections: Sequence[tuple[str, str, str]]) -> str:
     run = summary["run"]
     state = "" if run["finished"] else " (not finished)"
-    links = {
-        "verdict": "Verdict",
-        "figures": "Figures",
-        "tables": "Tables",
-        "items-explorer": "Items",
-        "provenance": "Provenance",
-    }
-    anchors = "".join(f'<a href="#{key}">{title}</a>' for key, title in links.items())
+    anchors = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
     return (
-        f"<h1>{escape(run['name'])}{state}</h1>\n"
+        f"<header><h1>{escape(run['name'])}{state}</h1>\n"
         f'<p class="quiet">host {escape(str(run["host"]))}, donor {escape(str(run["donor"]))}</p>\n'
-        f"<nav>{anchors}</nav>\n"
+        f'<nav aria-label="Sections">{anchors}</nav></header>\n'
     )
-
-
-def _verdict(summary: Summary, notes: Sequence[str]) -> str:
-    sentences = "".join(f"<p>{escape(sentence)}</p>\n" for sentence in verdicts(summary))
-    foot = "".join(f'<p class="quiet">{escape(note)}</p>\n' for note in notes)
-    return _section("verdict", "Verdict", f'<div class="verdict">\n{sentences}</div>\n{foot}')
 
 
 def _section(key: str, title: str, body: str) -> str:
     return f'<section id="{key}">\n<h2>{title}</h2>\n{body}\n</section>\n'
 
 
-def _figures(figures: Mapping[str, Path]) -> str:
+def _verdict(summary: Summary, notes: Sequence[str]) -> str:
+    conditions = tuple(f"{name}: " for name in summary["conditions"])
+    parts = []
+    for sentence in verdicts(summary):
+        lead = next((name for name in conditions if sentence.startswith(name)), "")
+        named = f"<strong>{escape(lead.strip())}</strong> " if lead else ""
+        said, found, limits = sentence.removeprefix(lead).partition(" What ")
+        parts.append(f"<p>{named}{escape(said)}")
+        parts.append(
+            f'<span class="limits">What {escape(limits)}</span></p>\n' if found else "</p>\n"
+        )
+    foot = "".join(f'<p class="quiet">{escape(note)}</p>\n' for note in notes)
+    return f'<div class="verdict">\n{"".join(parts)}</div>\n{foot}'
+
+
+def _forests(summary: Summary) -> str:
+    plots = {
+        f"against the {reference}": _grid(forest_plots(summary["subset"], reference))
+        for reference in ("host", "donor")
+    }
+    found = {title: body for title, body in plots.items() if body}
+    return f'{_tabs(found)}<p class="notes">{_FOREST}</p>' if found else ""
+
+
+def _pairs(summary: Summary) -> str:
+    found = heatmaps(summary["subset"])
+    return f'{_tabs(found)}<p class="notes">{_HEATMAP}</p>' if found else ""
+
+
+def _components(summary: Summary, figures: Mapping[str, Path]) -> str:
+    section = summary["subset"]
+    names = [about["name"] for about in section["conditions"]]
+    drawn = {name: _grid([*cubes(section, name), waterfall(section, name)]) for name in names}
+    found = {name: body for name, body in drawn.items() if body}
+    body = f'{_tabs(found)}<p class="notes">{_CUBE}</p>' if found else ""
+    return body + _figures(figures, _CAPTIONS)
+
+
+def _routing(findings: Findings, figures: Mapping[str, Path]) -> str:
+    if findings.diagnosis is None:
+        return ""
+    told = [*findings.diagnosis["sentences"], *findings.diagnosis["notes"]]
+    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in told)
+    return f"<ul>{said}</ul>{_figures(figures, ROUTING_CAPTIONS)}"
+
+
+def _grid(pictures: Iterable[str]) -> str:
+    found = "".join(picture for picture in pictures)
+    return f'<div class="grid">{found}</div>' if found else ""
+
+
+def _tabs(panels: Mapping[str, str]) -> str:
+    """Panels one below the other, which the page's script turns into tabs."""
+    if len(panels) < 2:
+        return "".join(panels.values())
+    parts = [
+        f'<div class="panel"><h3>{escape(title)}</h3>{body}</div>' for title, body in panels.items()
+    ]
+    return f'<div class="tabs">{"".join(parts)}</div>'
+
+
+def _figures(figures: Mapping[str, Path], captions: Mapping[str, str]) -> str:
     found = []
-    for name, caption in _CAPTIONS.items():
+    for name, caption in captions.items():
         if name in figures:
-            svg = _read(figures[name])
-            svg = svg[svg.index("<svg") :].replace("#ffffff", "none")
-            for colour, live in _LIVE_COLOURS.items():
-                svg = svg.replace(colour, live)
-            prefix = name.removesuffix(".svg")
-            for mark in ('id="', "url(#", 'xlink:href="#'):
-                svg = svg.replace(mark, f"{mark}{prefix}-")  # two figures, one document
+            svg = _live(_read(figures[name]), name.removesuffix(".svg"))
             below = f"<figcaption>{escape(caption)}</figcaption>"
-            found.append(f"<figure>\n{svg}{below}\n</figure>\n")
+            found.append(
+                f'<figure>\n<div class="scroll" tabindex="0">{svg}</div>{below}\n</figure>\n'
+            )
     return "".join(found)
+
+
+def _live(svg: str, prefix: str) -> str:
+    """A figure of matplotlib as part of the page: its colours, and ids that are its own."""
+    svg = svg[svg.index("<svg") :].replace("#ffffff", "none")
+    for colour, live in _LIVE_COLOURS.items():
+        svg = svg.replace(colour, live)
+    for mark in ('id="', "url(#", 'xlink:href="#'):
+        svg = svg.replace(mark, f"{mark}{prefix}-")  # several figures, one document
+    return re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+
+
+def _tables(tables: Sequence[Table]) -> str:
+    return "".join(map(_table, tables))
 
 
 def _table(table: Table) -> str:
@@ -174,31 +222,34 @@ def _table(table: Table) -> str:
         f'<tr><th scope="row">{escape(label)}</th>{"".join(map(entry, entries))}</tr>\n'
         for label, entries in table.rows
     )
-    notes = "<br>".join(escape(note) for note in table.notes)
+    key, notes = escape(table.key), "<br>".join(escape(note) for note in table.notes)
     return (
-        f'<h3 id="{escape(table.key)}">{escape(table.title)}</h3>\n<div class="scroll"><table>\n'
+        f'<h3 id="{key}">{escape(table.title)}</h3>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{key}"><table>\n'
         f'<thead><tr><th scope="col">{escape(table.first)}</th>{heads}</tr></thead>\n'
         f'<tbody>\n{rows}</tbody>\n</table></div>\n<p class="notes">{notes}</p>\n'
     )
 
 
-def _provenance(summary: Summary) -> str:
+def _provenance(summary: Summary, findings: Findings) -> str:
     run = summary["run"]
     env = {key: value for key, value in run["env"].items() if key != "command"}
-    blocks = [
-        ("Commands", "\n".join(commands(summary))),
-        ("Environment", yaml.safe_dump(env, sort_keys=False, allow_unicode=True)),
-        ("Recipe", yaml.safe_dump(run["recipe"], sort_keys=False, allow_unicode=True)),
-    ]
-    return "".join(
-        f"<h3>{title}</h3>\n<pre>{escape(text.strip())}</pre>\n" for title, text in blocks
+    made = f"<h3>Commands</h3>\n<pre>{escape(chr(10).join(commands(summary, findings)))}</pre>\n"
+    return made + "".join(
+        f"<details><summary>{title}</summary>\n<pre>{escape(_yaml(content))}</pre></details>\n"
+        for title, content in (("Environment", env), ("Recipe", run["recipe"]))
     )
 
 
-def commands(summary: Summary) -> list[str]:
-    """The command that made the run, where it is recorded, and those that write compositions."""
+def _yaml(content: Any) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).strip()
+
+
+def commands(summary: Summary, findings: Findings = NOTHING) -> list[str]:
+    """The commands that made the run and its findings, where recorded, and its compositions."""
     run = summary["run"]
     made = [str(run["env"]["command"])] if run["env"].get("command") else []
+    made += [str(content["command"]) for _, content in findings.blames if content.get("command")]
     for name in summary["configurations"]:
         if name != "host" and is_composition(name):
             parts = ",".join(components_of(name))
@@ -207,18 +258,6 @@ def commands(summary: Summary) -> list[str]:
                 f"--components {parts} --out {name.replace('+', '-')}"
             )
     return made
-
-
-def _disagreement(cells: Mapping[str, Mapping[str, Row]], item: str) -> int:
-    scores = [rows[item]["score"] for rows in cells.values() if item in rows]
-    return min(sum(score >= 1 for score in scores), sum(score < 1 for score in scores))
-
-
-def _answer(row: Row) -> dict[str, Any]:
-    output = row.get("output")
-    if output is not None and len(output) > _MAX_OUTPUT:
-        output = f"{output[:_MAX_OUTPUT]} ... ({len(output)} characters)"
-    return {"score": row["score"], "extracted": row.get("extracted"), "output": output}
 
 
 def _read(path: Path) -> str:
