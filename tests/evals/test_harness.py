@@ -67,6 +67,16 @@ def test_gsm8k_asks_for_steps_and_a_final_sentence(load):
     assert load("paper_gsm8k_cot/cot").settings == condition.settings
 
 
+def test_a_gold_answer_follows_the_prompt_that_generation_follows(load):
+    for chat in (True, False):
+        for name in ("paper_gsm8k_cot", "paper_boolq"):
+            for item in load(name, chat_template=chat).items:
+                assert item.gold_pair.context == item.prompt_ids
+                answer = byte_tokenizer().decode(item.gold_pair.continuation)
+                assert answer.startswith(" ") is not chat
+                assert not answer.startswith("\n")
+
+
 def test_boolq_asks_for_yes_or_no_and_clusters_by_passage(load):
     condition = load("paper_boolq")
     item = find(condition, question="is it wet")

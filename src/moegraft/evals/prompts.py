@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from moegraft.evals.condition import Item, content_hash
-from moegraft.evals.tokens import encode, encode_pairs
+from moegraft.evals.tokens import encode, encode_answers, encode_pairs
 
 
 def metadata(task: Any) -> Mapping[str, Any]:
@@ -53,8 +53,8 @@ class Prompter:
         texts = [group[0].args[0] for group in groups]
         ids = encode(self.tokenizer, texts)
         if self.generates:
-            gold_texts = [(t, rest) for t, (_, rest, _) in zip(texts, golds, strict=True)]
-            forced = encode_pairs(self.tokenizer, gold_texts)
+            prompts = list(zip(texts, ids, strict=True))
+            forced = encode_answers(self.tokenizer, prompts, [rest for _, rest, _ in golds])
             pairs = [()] * len(docs)
         else:
             flat = iter(encode_pairs(self.tokenizer, [i.args[:2] for g in groups for i in g]))

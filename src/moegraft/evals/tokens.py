@@ -50,6 +50,30 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Pair]
     return result
 
 
+def encode_answers(
+    tokenizer: Any, prompts: Sequence[tuple[str, tuple[int, ...]]], answers: Sequence[str]
+) -> list[Pair]:
+    """Token ids of answers behind prompts whose ids are given: where generation would begin.
+
+    Unlike in `encode_pairs` nothing moves: the line end of a chat template's last header is part
+    of what the model was given, and no part of its answer.
+
+    Args:
+        tokenizer: of the prompts.
+        prompts: text and ids of each.
+        answers: one for each prompt.
+    """
+    wholes = encode(
+        tokenizer, [text + rest for (text, _), rest in zip(prompts, answers, strict=True)]
+    )
+    result = []
+    for (_, ids), whole, rest in zip(prompts, wholes, answers, strict=True):
+        fits = whole[: len(ids)] == ids
+        alone = () if fits else tuple(tokenizer(rest, add_special_tokens=False)["input_ids"])
+        result.append(Pair(ids, whole[len(ids) :] if fits else alone))
+    return result
+
+
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
     stripped = context.rstrip()
     return stripped, context[len(stripped) :] + continuation
