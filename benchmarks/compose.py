@@ -286,6 +286,9 @@ def main() -> None:
     parser.add_argument("--many", action="store_true", help="10 MB in 18,867 tensors too")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--mergekit", type=Path, help="python of a venv with mergekit")
+    parser.add_argument(
+        "--mergekit-sizes", nargs="*", default=["2gb"], help="of --sizes, or `many` (7 minutes)"
+    )
     parser.add_argument("--reflink", type=Path, help="folder on XFS or btrfs")
     parser.add_argument("--reflink-size", choices=SIZES, default="3.5gb")
     parser.add_argument("--hardware", default=f"{os.cpu_count()}core-{platform.machine()}")
@@ -298,7 +301,7 @@ def main() -> None:
         host, donor = (prepare(given.dir, size, seed, many=many) for seed in (1, 2))
         label = "18,867 tensors" if many else name
         cp.append(cp_row(label, host, compare_with_cp(host, donor, given.pairs)))
-        if given.mergekit:
+        if given.mergekit and name in given.mergekit_sizes:
             merges.append(merge_row(label, compare_with_mergekit(host, donor, given.mergekit)))
     if given.reflink:
         found = measure_reflink(given.reflink, given.reflink_size)
