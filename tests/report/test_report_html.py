@@ -11,6 +11,12 @@ import pytest
 from moegraft.report import write_report
 
 ATTACK = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>\u2028"
+ACTS = """
+document.querySelectorAll('.item').forEach((item) => { item.open = true; });
+document.querySelector('[role=tab]')?.dispatchEvent(
+  new KeyboardEvent('keydown', { key: 'ArrowRight', bubbles: true }));
+"""
+"""What a reader does: open every item, press the right arrow on the first tab."""
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
 
 
@@ -115,10 +121,7 @@ def test_the_papers_style_keeps_pictures_and_leaves_its_two_tables(tmp_path, bui
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
 def test_a_browser_shows_tabs_and_items_and_runs_no_foreign_script(attacked, page, tmp_path):
     def shown(text: str, name: str) -> str:
-        open_all = (
-            "<script>document.querySelectorAll('.item').forEach((i) => i.open = true)</script>"
-        )
-        (tmp_path / name).write_text(text.replace("</body>", f"{open_all}</body>"))
+        (tmp_path / name).write_text(text.replace("</body>", f"<script>{ACTS}</script></body>"))
         flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/user"]
         flags += ["--virtual-time-budget=3000", "--dump-dom", f"file://{tmp_path / name}"]
         done = subprocess.run([CHROMIUM, *flags], capture_output=True, check=False, timeout=120)
@@ -130,5 +133,8 @@ def test_a_browser_shows_tabs_and_items_and_runs_no_foreign_script(attacked, pag
     assert "&lt;/script&gt;&lt;script&gt;document.title='broken'" in dom
     dom = shown(page, "page.html")
     assert dom.count('role="tab"') >= 10
+    first, second = re.findall(r'<button[^>]*role="tab"[^>]*>', dom)[:2]
+    assert 'aria-selected="false"' in first
+    assert 'aria-selected="true"' in second
     assert dom.count('class="item"') == 25
     assert dom.count('class="side"') == 50

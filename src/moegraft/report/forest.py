@@ -6,7 +6,6 @@ from typing import Any
 from moegraft.report.svg import (
     Scale,
     bar,
-    direction,
     dot,
     group,
     line,
@@ -15,6 +14,7 @@ from moegraft.report.svg import (
     shorten,
     text,
 )
+from moegraft.report.verdict import established
 from moegraft.report.words import points
 
 _ROW, _TOP, _BOTTOM = 22, 30, 34
@@ -27,7 +27,7 @@ def forest_plots(section: Mapping[str, Any], reference: str) -> list[str]:
     """One plot per condition that has tests against `reference`, all on one scale.
 
     The thin line is the simultaneous interval, the bar the interval of that one difference. A
-    filled dot: the simultaneous interval excludes 0.
+    dot is filled where the verdict calls the difference established.
 
     Args:
         section: `subset` or `full` of a summary.
@@ -70,7 +70,7 @@ def _plot(condition: str, tests: Sequence[_Test], reference: str, scale: Scale) 
 
 def _row(name: str, test: Mapping[str, Any], y: float, scale: Scale) -> str:
     value, (low, high), (near, far) = test["difference"], test["simultaneous"], test["interval"]
-    tone = direction(value, test["simultaneous"])
+    tone = ("gain" if value > 0 else "loss") if established(test) else "open"
     number = points(value, sign=True)
     ends = f"[{points(low)}, {points(high)}]"
     shapes = [

@@ -29,8 +29,9 @@ _CAPTIONS = {
 }
 _FOREST = (
     "Dot: paired difference. Bar: 95% interval of that one difference. Line: intervals that hold "
-    "for all differences of all conditions at once; a filled dot and colour say that this one "
-    "excludes 0 (blue above, orange below)."
+    "for all differences of all conditions at once. Filled and coloured (blue above, orange "
+    "below): established by the Holm-adjusted exact test, as in the verdict; close to 0 line and "
+    "test may differ."
 )
 _HEATMAP = (
     "Row minus column, in points. Framed and bold: the interval that is simultaneous over all "
