@@ -100,6 +100,32 @@ def test_no_run_is_one_line(moegraft, tmp_path):
     assert "no item results found" in moegraft("select", tmp_path)[2]
 
 
+def test_a_search_prints_what_it_confirmed_and_writes_a_recipe(
+    moegraft, chat_pair, tiny_tasks, tmp_path
+):
+    host, donor = chat_pair
+    asked = ("--search", "--condition", "tiny_choose", "--budget", 700, "--groups", 2)
+    where = ("--include", tiny_tasks, "--device", "cpu")
+    out = tmp_path / "found"
+    code, text, err = moegraft(
+        "select", *asked, *where, "--host", host, "--donor", donor, "--out", out
+    )
+    assert code == 0, err
+    assert "Highest gold log-probability" in text
+    assert "item evaluations." in text
+    assert f"compose: moegraft transfer {out / 'recipe.yaml'} --out DIR" in text
+    code, text, err = moegraft("transfer", out / "recipe.yaml", "--out", tmp_path / "made")
+    assert code == 0, err
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(f"host: {host}\ndonor: {donor}\n")
+    again = tmp_path / "again"
+    code, text, err = moegraft("select", run, *asked, *where, "--out", again, "--json")
+    assert code == 0, err
+    assert json.loads(text)["choice"] == json.loads((out / "search.json").read_text())["choice"]
+
+
 def test_it_runs_without_torch(run_dir):
     script = (
         "import sys; from moegraft.cli import main\n"
