@@ -24,7 +24,7 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from make_checkpoint import SIZES, make_checkpoint
+from make_checkpoint import SIZES
 
 HERE = Path(__file__).parent
 COMPONENTS = "router,experts"
@@ -213,7 +213,9 @@ def prepare(root: Path, size: str, seed: int, *, many: bool = False) -> Path:
     folder = root / ("many" if many else size) / f"seed-{seed}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        make_checkpoint(folder, size=size, many=many, seed=seed)
+        # In a process of its own: a child's peak memory counts what its parent held at the fork.
+        maker = [sys.executable, HERE / "make_checkpoint.py", folder, "--size", size]
+        subprocess.run([*maker, "--seed", str(seed), *["--many"] * many], check=True)
     return folder
 
 
