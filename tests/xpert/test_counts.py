@@ -76,5 +76,5 @@ def test_a_missing_file_is_one_clear_line(tmp_path):
     with pytest.raises(EvalDataError, match="cannot be read"):
         read_counts(tmp_path / "none.jsonl")
     (tmp_path / "p.json").write_text('{"domains": ["a"]}')
-    with pytest.raises(EvalDataError, match="expected profile[.]json of"):
+    with pytest.raises(EvalDataError, match=r"expected profile\.json of"):
         read_counts(tmp_path / "p.json")

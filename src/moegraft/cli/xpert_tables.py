@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 Content = Mapping[str, Any]
+_SMALL_NORM = 0.3
 
 
 def show_identification(console: Console, found: Content) -> None:
@@ -78,6 +79,66 @@ def show_shift(console: Console, found: Content) -> None:
             experts,
         )
     console.print(table)
+
+
+def show_extraction(console: Console, about: Content) -> None:
+    """Diagnostics by layer and matrix, and a warning where the average collapsed."""
+    table = _table(
+        f"Knowledge of {about['donor']['name']}, {about['extraction']['method']}",
+        (
+            "layer",
+            "experts",
+            "matrix",
+            "ranks",
+            "kept",
+            "sum of beta",
+            "norm",
+            "of the mean",
+        ),
+        num_left=4,
+    )
+    notes = []
+    for entry in about["layers"]:
+        for place, (name, own) in enumerate(entry["matrices"].items()):
+            table.add_row(
+                str(entry["layer"]) if place == 0 else "",
+                " ".join(map(str, entry["experts"])) if place == 0 else "",
+                name,
+                " x ".join(map(str, own["ranks"])),
+                _number(own["retained_energy"]),
+                _number(own["sum_beta"]),
+                _number(own["norm_ratio"]),
+                _number(own["mean_norm_ratio"]),
+            )
+            notes += [f"layer {entry['layer']}, {name}: {note}" for note in _warnings(own)]
+    console.print(table)
+    _say(
+        console,
+        "kept: share of the squared norm. norm: of the knowledge against the mean norm of "
+        "the experts; of the mean: the same of their plain mean.",
+    )
+    for note in notes:
+        _say(console, f"Warning: {note}.")
+
+
+def _warnings(own: Content) -> list[str]:
+    if own["made_safe"]:
+        return ["the averaged expert collapsed; all directions across experts were kept instead"]
+    if own["collapsed"]:
+        return [
+            f"the averaged expert collapsed: {own['sum_beta']:.2f} of the average is left; "
+            "use --safe, or a larger rank of experts"
+        ]
+    if own["norm_ratio"] < _SMALL_NORM:
+        return [
+            f"the norm fell to {own['norm_ratio']:.2f} of an expert's; experts that differ cancel "
+            "out, try --align or fewer of them"
+        ]
+    return []
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _show_coverage(console: Console, found: Content) -> None:

@@ -4,9 +4,13 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "Extraction": "moegraft.xpert.decompose",
     "Identification": "moegraft.xpert.identify",
+    "Knowledge": "moegraft.xpert.knowledge",
     "RoutingTable": "moegraft.xpert.counts",
+    "extract": "moegraft.xpert.knowledge",
     "identify": "moegraft.xpert.identify",
+    "open_knowledge": "moegraft.xpert.knowledge",
     "read_counts": "moegraft.xpert.counts",
     "routing_shift": "moegraft.xpert.shift",
 }

@@ -42,8 +42,8 @@ class RoutingTable:
     """Sums of routing weights, where they were measured."""
     windows: tuple[Windows, ...] = ()
     """One per domain, where windows were counted apart."""
-    headers: str | None = None
-    """Hash of the checkpoint's headers, where a checkpoint was at hand."""
+    fingerprint: str | None = None
+    """Of the checkpoint (`experts.donor_fingerprint`), where a checkpoint was at hand."""
     num_shared: int = 0
     """Shared experts beside the routed ones; every token passes through them."""
 
@@ -120,7 +120,7 @@ def only_domains(table: RoutingTable, domains: Sequence[str], where: str) -> Rou
         counts=table.counts[rows],
         mass=None if table.mass is None else table.mass[rows],
         windows=tuple(table.windows[row] for row in rows) if table.windows else (),
-        headers=table.headers,
+        fingerprint=table.fingerprint,
         num_shared=table.num_shared,
     )
 

@@ -1,5 +1,7 @@
 """The weights of single experts, one layer at a time, from disk, in one orientation."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moegraft.checkpoint import Checkpoint, load_tensor
+from moegraft.checkpoint.reader import hash_bytes
 from moegraft.errors import CheckpointError, IncompatibleError, RecipeError
 from moegraft.families import Key
 
@@ -41,6 +44,18 @@ def moe_layers(checkpoint: Checkpoint) -> tuple[int, ...]:
             "expected a Mixture-of-Experts checkpoint"
         )
     return tuple(sorted(found))
+
+
+def donor_fingerprint(checkpoint: Checkpoint) -> str:
+    """What tells a checkpoint from others, also of its own architecture; reads little of it.
+
+    Sha256 of the headers, and of the content of all routers and of the first expert of each layer.
+    """
+    digest = hashlib.sha256(json.dumps(checkpoint.header_hashes(), sort_keys=True).encode())
+    for key, piece in checkpoint.pieces().items():
+        if key.component == "router" or (key.component == "experts" and key.expert == 0):
+            digest.update(f"{key} {hash_bytes(piece)}\n".encode())
+    return digest.hexdigest()
 
 
 def find_shared(checkpoint: Checkpoint, layer: int) -> int:

@@ -59,7 +59,7 @@ class Identification:
         return {
             "schema": 1,
             "source": table.source,
-            "headers": table.headers,
+            "fingerprint": table.fingerprint,
             "score": self.score,
             "num_best": self.chosen.shape[1],
             "num_experts": table.num_experts,

@@ -1,7 +1,6 @@
 """Routing counts of a live checkpoint by domain and text window, resumable."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from moegraft.runtime.batches import batches
 from moegraft.runtime.hooks import observed, routers
 from moegraft.runtime.probe import RoutingCounts, RoutingProfile
 from moegraft.xpert.counts import RoutingTable
-from moegraft.xpert.experts import find_shared
+from moegraft.xpert.experts import donor_fingerprint, find_shared
 from moegraft.xpert.windows import FILE, WindowStore
 
 
@@ -115,7 +114,7 @@ def _about(host: Any, layers: list[int], groups: Mapping[str, list[list[Text]]])
                 texts.update(f"{number} {text.first} {text.ids}\n".encode())
     return {
         "checkpoint": checkpoint.source,
-        "headers": headers_hash(checkpoint),
+        "fingerprint": donor_fingerprint(checkpoint),
         "dtype": str(host.model.dtype).removeprefix("torch."),
         "layers": layers,
         "top_k": checkpoint.family.top_k(checkpoint.config),
@@ -123,9 +122,3 @@ def _about(host: Any, layers: list[int], groups: Mapping[str, list[list[Text]]])
         "domains": list(groups),
         "texts": texts.hexdigest(),
     }
-
-
-def headers_hash(checkpoint: Checkpoint) -> str:
-    """What tells a checkpoint from others without reading its weights."""
-    text = json.dumps(checkpoint.header_hashes(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

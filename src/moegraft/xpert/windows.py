@@ -95,7 +95,7 @@ def read_windows(path: Path, text: str) -> RoutingTable:
         counts=np.array([own.counts.sum(axis=0) for own in windows]),
         mass=np.array([own.mass.sum(axis=0) for own in windows]),
         windows=windows,
-        headers=header["headers"],
+        fingerprint=header["fingerprint"],
         num_shared=header["num_shared"],
     )
 

@@ -1,0 +1,141 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from moegraft.cli import main
+
+
+@pytest.fixture
+def moegraft(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["moegraft", "xpert", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "220")
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        code = stopped.value.code
+        return (code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("domains")
+    (folder / "rain.txt").write_text("The rain fell over seven hills and nobody saw it. " * 8)
+    records = [{"text": f"{i} and {i} is {2 * i}"} for i in range(30)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("counts") / "measured.jsonl"
+    rows = [
+        {"model": model, "domain": domain, "layer": layer, "counts": own, "top_k": 1}
+        for model, shift in (("base", 0), ("tuned", 10))
+        for domain, own in (("a", {"0": 60 + shift, "1": 30 - shift, "2": 10}), ("b", {"1": 100}))
+        for layer in (0, 1)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_counts_alone_rank_experts(moegraft, counts, tmp_path):
+    what = ("--counts", counts, "--model", "base", "--top", 1)
+    code, text, err = moegraft("identify", *what, "--against", "tuned", "--out", tmp_path / "o")
+    assert code == 0, err
+    assert "Experts that serve every domain, by a_minus_c" in text
+    assert "0 of 2 chosen experts are used at least as often as chance in every domain" in text
+    assert "Routing of tuned against base" in text
+    found = json.loads((tmp_path / "o" / "selection.json").read_text())
+    assert [layer["chosen"][0]["expert"] for layer in found["layers"]] == [1, 1]
+    assert found["shift"]["changes"][0]["moved"] == pytest.approx(0.1)
+    for figure in ("expert-domains", "expert-deviation"):
+        for ending in (".svg", ".png", "-dark.svg"):
+            assert (tmp_path / "o" / f"{figure}{ending}").stat().st_size > 1000
+    code, text, _ = moegraft("identify", *what, "--score", "mean", "--domain", "a", "--json")
+    assert json.loads(text)["layers"][0]["chosen"][0]["expert"] == 0
+
+
+def test_texts_to_a_choice_to_knowledge(moegraft, chat_pair, corpus, tmp_path):
+    live = (chat_pair[0], "--data", corpus, "--window", 64, "--device", "cpu", "--top", 2)
+    code, text, err = moegraft("identify", *live, "--out", tmp_path / "o", "--score", "gate_mass")
+    assert code == 0, err
+    assert "tokens read" in err
+    found = json.loads((tmp_path / "o" / "selection.json").read_text())
+    assert found["num_windows"] == [7, 8]
+    assert all(0 <= one["stability"] <= 1 for one in found["layers"][0]["chosen"])
+    _, again, _ = moegraft("identify", *live, "--out", tmp_path / "o", "--json")
+    counted = ("--counts", tmp_path / "o" / "windows.jsonl", "--top", 2, "--json")
+    assert json.loads(moegraft("identify", *counted)[1]) == json.loads(again)
+    take = ("extract", chat_pair[0], "--selection", tmp_path / "o", "--device", "cpu")
+    code, text, err = moegraft(*take, "--out", tmp_path / "k", "--ranks", "0.5,0.5,1")
+    assert code == 0, err
+    assert "2 of 2 layers decomposed" in err
+    assert "sum of beta" in text
+    assert (tmp_path / "k" / "layer-001.safetensors").exists()
+    code, _, err = moegraft(*take, "--out", tmp_path / "k")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "exists and is not empty" in err
+    other = ("extract", chat_pair[1], "--selection", tmp_path / "o", "--out", tmp_path / "x")
+    code, _, err = moegraft(*other, "--device", "cpu")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is another checkpoint" in err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["identify"], "expected either CHECKPOINT with --data, or --counts"),
+        (["identify", "x"], "expected texts, with --data"),
+        (["identify", "x", "--data", "y", "--model", "z"], "it goes with --counts; drop it"),
+        (["identify", "--counts", "{counts}", "--data", "y"], "it goes with CHECKPOINT; drop it"),
+        (["identify", "--counts", "{counts}"], "several models; choose with --model: base, tuned"),
+        (["identify", "--counts", "none"], "none: cannot be read"),
+        (["identify", "--counts", "{counts}", "--score", "best"], "score 'best': expected one of"),
+        (
+            ["identify", "--counts", "{counts}", "--model", "base", "--top", "4"],
+            "--top 4: base has 3 experts per layer; expected a number from 1 to 3",
+        ),
+        (["identify", "nano:base", "--data", "x", "--top", "9"], "nano:base has 8 experts"),
+        (
+            ["extract", "nano:base", "--selection", "none", "--out", "o"],
+            "none: no readable selection; make one with `moegraft xpert identify`",
+        ),
+        (
+            ["extract", "nano:base", "--selection", "x", "--out", "o", "--ranks", "many"],
+            "--ranks many: expected half, published, full, energy=SHARE",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(moegraft, counts, arguments, message):
+    given = [argument.format(counts=counts) for argument in arguments]
+    code, out, err = moegraft(*given)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+def test_a_domain_without_text_is_one_line(moegraft, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    code, _, err = moegraft("identify", "nano:base", "--data", tmp_path / "empty.txt")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no text found" in err
+
+
+def test_counts_are_ranked_without_torch(counts):
+    script = (
+        "import sys; from moegraft.cli import main\n"
+        f"sys.argv = ['moegraft', 'xpert', 'identify', '--counts', {str(counts)!r}, "
+        "'--model', 'base', '--top', '1']\n"
+        "try:\n    main()\nexcept SystemExit as stopped:\n    assert not stopped.code\n"
+        "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
