@@ -63,7 +63,7 @@ def random_experts(num: int, seed: int, device: str) -> ExpertStack:
 def report(args: argparse.Namespace, seconds: list, cpu_seconds: list, last: dict) -> dict:
     per_layer = sum(seconds) / len(seconds)
     return {
-        "hardware": torch.cuda.get_device_name() if "cuda" in args.device else platform.processor(),
+        "hardware": _hardware(args.device),
         "threads": args.threads,
         "torch": torch.__version__,
         "ranks": {name: one.diagnostics["ranks"] for name, one in last.items()},
@@ -75,6 +75,12 @@ def report(args: argparse.Namespace, seconds: list, cpu_seconds: list, last: dic
         "retained_energy": {n: one.diagnostics["retained_energy"] for n, one in last.items()},
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def _hardware(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 def time_tensorly(stack: ExpertStack, how: Extraction) -> None:
