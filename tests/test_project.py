@@ -45,6 +45,9 @@ def test_every_requirement_is_pinned_and_its_floor_is_tested(package):
         ["transfer", "--help"],
         ["sweep", "--help"],
         ["report", "--help"],
+        ["select", "--help"],
+        ["compare", "--help"],
+        ["gate", "--help"],
         ["inspect", "nano:base"],
     ],
 )

@@ -72,7 +72,7 @@ def test_items(world: str) -> tuple[dict[str, Any], ...]:
     return tuple({"id": f"{world}-{i:04d}"} | item for i, item in enumerate(items))
 
 
-test_items.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
+test_items.__test__ = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_held_out(world: str, item: Mapping[str, Any], hard: bool = False) -> bool:
