@@ -42,6 +42,20 @@ def _root(
     """Compose post-trained Mixture-of-Experts language models."""
 
 
+_EXTRA_OF = {
+    "accelerate": "eval",
+    "datasets": "eval",
+    "lm_eval": "eval",
+    "matplotlib": "eval",
+    "psutil": "eval",
+    "torch": "eval",
+    "transformers": "eval",
+    "peft": "train",
+    "trl": "train",
+}
+"""By package, the extra that brings it; the base install has none of them."""
+
+
 def main() -> None:
     """Run the command line; exit 2 on an error that the user can mend."""
     errors = Console(stderr=True, soft_wrap=True)
@@ -49,6 +63,13 @@ def main() -> None:
         app()
     except MoegraftError as error:
         errors.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRA_OF:
+            raise
+        told = f"this needs {package}: pip install 'moegraft[{_EXTRA_OF[package]}]'"
+        errors.print(f"[bold red]error:[/] {_escape(told)}", highlight=False)
         sys.exit(2)
 
 
