@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
-DEV    := beartype hypothesis import-linter 'pyright[nodejs]' pytest pytest-timeout ruff
+DEV    := beartype hypothesis import-linter 'pyright[nodejs]' pytest pytest-timeout ruff tensorly
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1

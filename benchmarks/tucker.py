@@ -18,7 +18,7 @@ import time
 
 import torch
 
-from moegraft.xpert.decompose import Extraction, decompose_layer
+from moegraft.xpert.decompose import Decomposition, decompose_layer
 from moegraft.xpert.experts import ExpertStack
 from moegraft.xpert.ranks import parse_ranks
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--tensorly", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    how = Extraction(ranks=parse_ranks(args.ranks), num_sweeps=args.sweeps, align=args.align)
+    how = Decomposition(ranks=parse_ranks(args.ranks), num_sweeps=args.sweeps, align=args.align)
     seconds, cpu_seconds, last = [], [], {}
     for layer in range(args.layers):
         stack = random_experts(args.top, layer, args.device)
@@ -83,7 +83,7 @@ def _hardware(device: str) -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
-def time_tensorly(stack: ExpertStack, how: Extraction) -> None:
+def time_tensorly(stack: ExpertStack, how: Decomposition) -> None:
     """tensorly's tucker with the torch backend on one stack, as many sweeps."""
     import tensorly
     from tensorly.decomposition import tucker

@@ -72,7 +72,7 @@ def test_texts_to_a_choice_to_knowledge(moegraft, chat_pair, corpus, tmp_path):
     _, again, _ = moegraft("identify", *live, "--out", tmp_path / "o", "--json")
     counted = ("--counts", tmp_path / "o" / "windows.jsonl", "--top", 2, "--json")
     assert json.loads(moegraft("identify", *counted)[1]) == json.loads(again)
-    take = ("extract", chat_pair[0], "--selection", tmp_path / "o", "--device", "cpu")
+    take = ("decompose", chat_pair[0], "--selection", tmp_path / "o", "--device", "cpu")
     code, text, err = moegraft(*take, "--out", tmp_path / "k", "--ranks", "0.5,0.5,1")
     assert code == 0, err
     assert "2 of 2 layers decomposed" in err
@@ -81,7 +81,7 @@ def test_texts_to_a_choice_to_knowledge(moegraft, chat_pair, corpus, tmp_path):
     code, _, err = moegraft(*take, "--out", tmp_path / "k")
     assert (code, err.count("\n")) == (2, 1)
     assert "exists and is not empty" in err
-    other = ("extract", chat_pair[1], "--selection", tmp_path / "o", "--out", tmp_path / "x")
+    other = ("decompose", chat_pair[1], "--selection", tmp_path / "o", "--out", tmp_path / "x")
     code, _, err = moegraft(*other, "--device", "cpu")
     assert (code, err.count("\n")) == (2, 1)
     assert "is another checkpoint" in err
@@ -104,11 +104,11 @@ def test_texts_to_a_choice_to_knowledge(moegraft, chat_pair, corpus, tmp_path):
         ),
         (["identify", "nano:base", "--data", "x", "--top", "9"], "nano:base has 8 experts"),
         (
-            ["extract", "nano:base", "--selection", "none", "--out", "o"],
+            ["decompose", "nano:base", "--selection", "none", "--out", "o"],
             "none: no readable selection; make one with `moegraft xpert identify`",
         ),
         (
-            ["extract", "nano:base", "--selection", "x", "--out", "o", "--ranks", "many"],
+            ["decompose", "nano:base", "--selection", "x", "--out", "o", "--ranks", "many"],
             "--ranks many: expected half, published, full, energy=SHARE",
         ),
     ],

@@ -4,7 +4,7 @@ from torch.nn.functional import silu
 
 from moegraft.errors import RecipeError
 from moegraft.xpert.align import align_neurons
-from moegraft.xpert.decompose import METHODS, Extraction, decompose_layer
+from moegraft.xpert.decompose import METHODS, Decomposition, decompose_layer
 from moegraft.xpert.experts import ExpertStack
 from moegraft.xpert.ranks import FULL, parse_ranks
 
@@ -24,27 +24,27 @@ def ffn(gate, up, down, x):
 @pytest.mark.parametrize("name", ["gate", "up", "down"])
 def test_full_ranks_are_the_plain_mean(name):
     stack = stack_of()
-    exact = decompose_layer(stack, Extraction(ranks=FULL))[name]
-    plain = decompose_layer(stack, Extraction("mean"))[name]
+    exact = decompose_layer(stack, Decomposition(ranks=FULL))[name]
+    plain = decompose_layer(stack, Decomposition("mean"))[name]
     assert torch.allclose(exact.matrix(), stack.matrix(name).mean(0), atol=1e-12)
     assert torch.equal(plain.matrix(), stack.matrix(name).mean(0))
     assert exact.diagnostics["retained_energy"] == pytest.approx(1)
     assert exact.diagnostics["norm_ratio"] == pytest.approx(plain.diagnostics["norm_ratio"])
     assert exact.diagnostics["sum_beta"] == pytest.approx(1)
-    svd = decompose_layer(stack, Extraction("svd", FULL))[name]
+    svd = decompose_layer(stack, Decomposition("svd", FULL))[name]
     assert torch.allclose(svd.matrix(), plain.matrix(), atol=1e-12)
 
 
 def test_the_single_expert_is_the_best_one():
     stack = stack_of()
-    found = decompose_layer(stack, Extraction("single"))
+    found = decompose_layer(stack, Decomposition("single"))
     assert torch.equal(found["up"].matrix(), stack.up[0])
     assert found["up"].diagnostics["beta"] == [1, 0, 0]
 
 
 def test_concatenated_experts_compute_the_sum_of_their_outputs():
     stack = stack_of()
-    found = decompose_layer(stack, Extraction("concat"))
+    found = decompose_layer(stack, Decomposition("concat"))
     gate, up, down = (found[name].matrix() for name in ("gate", "up", "down"))
     assert (gate.shape, down.shape) == ((NUM * FFN, HIDDEN), (HIDDEN, NUM * FFN))
     x = torch.randn(5, HIDDEN, dtype=torch.float64)
@@ -63,8 +63,8 @@ def test_aligning_undoes_a_permutation_and_changes_no_expert():
     _, found = align_neurons(mixed)
     for order, got in zip(orders, found, strict=True):
         assert torch.equal(order[got], torch.arange(FFN))
-    together = decompose_layer(mixed, Extraction("mean", align=True))
-    apart = decompose_layer(mixed, Extraction("mean"))
+    together = decompose_layer(mixed, Decomposition("mean", align=True))
+    apart = decompose_layer(mixed, Decomposition("mean"))
     assert torch.allclose(together["down"].matrix(), plain.down[0])
     assert apart["down"].diagnostics["norm_ratio"] < together["down"].diagnostics["norm_ratio"]
     other = stack_of()
@@ -86,11 +86,11 @@ def cancelling():
 
 def test_a_collapsed_average_is_told_and_mended():
     ranks = parse_ranks("1.0,1.0,1")
-    faithful = decompose_layer(cancelling(), Extraction(ranks=ranks, safe=False))["gate"]
+    faithful = decompose_layer(cancelling(), Decomposition(ranks=ranks, safe=False))["gate"]
     assert faithful.diagnostics["collapsed"]
     assert faithful.diagnostics["sum_beta"] < 0.05
     assert faithful.diagnostics["norm_ratio"] < 0.05
-    safe = decompose_layer(cancelling(), Extraction(ranks=ranks))["gate"]
+    safe = decompose_layer(cancelling(), Decomposition(ranks=ranks))["gate"]
     assert safe.diagnostics["collapsed"] and safe.diagnostics["made_safe"]
     assert safe.diagnostics["ranks"][2] == 4
     assert torch.allclose(safe.matrix(), cancelling().gate.mean(0), atol=1e-12)
@@ -99,20 +99,20 @@ def test_a_collapsed_average_is_told_and_mended():
 @pytest.mark.parametrize("method", METHODS)
 def test_energy_and_half_ranks_work_with_every_method(method):
     for ranks in ("half", "published", "energy=0.8"):
-        found = decompose_layer(stack_of(), Extraction(method, parse_ranks(ranks)))
+        found = decompose_layer(stack_of(), Decomposition(method, parse_ranks(ranks)))
         assert all(torch.isfinite(one.matrix()).all() for one in found.values())
         kept = found["gate"].diagnostics["retained_energy"]
         assert ranks != "energy=0.8" or kept is None or kept >= 0.8
 
 
 def test_nothing_is_random():
-    first, second = (decompose_layer(stack_of(), Extraction())["up"] for _ in range(2))
+    first, second = (decompose_layer(stack_of(), Decomposition())["up"] for _ in range(2))
     assert torch.equal(first.matrix(), second.matrix())
 
 
 def test_a_wrong_choice_is_one_clear_line():
     with pytest.raises(RecipeError, match="method 'cp': expected one of tucker, svd, mean"):
-        Extraction("cp")
+        Decomposition("cp")
     with pytest.raises(RecipeError, match="rank 9 is larger than layer 3: gate, whose axis has 6"):
         stack = stack_of()
-        decompose_layer(stack, Extraction(ranks=parse_ranks("9,8,1")), "layer 3")
+        decompose_layer(stack, Decomposition(ranks=parse_ranks("9,8,1")), "layer 3")

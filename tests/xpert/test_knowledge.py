@@ -6,9 +6,9 @@ from safetensors.torch import load_file, save_file
 
 from moegraft.checkpoint import open_checkpoint
 from moegraft.errors import CheckpointError, IncompatibleError, OutputError, RecipeError
-from moegraft.xpert.decompose import Extraction
+from moegraft.xpert.decompose import Decomposition
 from moegraft.xpert.experts import donor_fingerprint, find_shared, load_experts, moe_layers
-from moegraft.xpert.knowledge import extract, open_knowledge
+from moegraft.xpert.knowledge import decompose_experts, open_knowledge
 from moegraft.xpert.ranks import FULL, parse_ranks
 from tiny_families import build_tiny
 
@@ -37,10 +37,10 @@ def saved(tmp_path, family, capsys):
 def test_knowledge_is_saved_with_its_card_and_read_back(olmoe_pair, tmp_path):
     donor = open_checkpoint(str(olmoe_pair[0]))
     steps = []
-    made = extract(
+    made = decompose_experts(
         donor,
         selection_for(donor),
-        Extraction(ranks=FULL),
+        Decomposition(ranks=FULL),
         tmp_path / "know",
         on_step=lambda *step: steps.append(step),
     )
@@ -60,8 +60,8 @@ def test_knowledge_is_saved_with_its_card_and_read_back(olmoe_pair, tmp_path):
 def test_factors_are_smaller_than_the_matrix_and_may_be_bfloat16(olmoe_pair, tmp_path):
     donor = open_checkpoint(str(olmoe_pair[0]))
     ranks = parse_ranks("4,4,2")
-    how = Extraction(ranks=ranks)
-    extract(donor, selection_for(donor), how, tmp_path / "k", dtype=torch.bfloat16)
+    how = Decomposition(ranks=ranks)
+    decompose_experts(donor, selection_for(donor), how, tmp_path / "k", dtype=torch.bfloat16)
     tensors = load_file(tmp_path / "k" / "layer-000.safetensors")
     assert {name: tuple(t.shape) for name, t in tensors.items() if "gate" in name} == {
         "gate.core": (4, 4),
@@ -94,7 +94,7 @@ def test_shared_experts_are_stacked_with_routed_ones(tmp_path, capsys):
     assert torch.equal(stack.gate[0], whole.gate_proj.weight[half:])
     assert torch.equal(stack.down[0], whole.down_proj.weight[:, half:])
     chosen = selection_for(donor, ("shared:1", 0))
-    made = extract(donor, chosen, Extraction("single"), tmp_path / "k")
+    made = decompose_experts(donor, chosen, Decomposition("single"), tmp_path / "k")
     assert torch.equal(made.layer(1)["gate"].matrix(), stack.gate[0])
     assert made.about["layers"][0]["experts"] == ["shared:1", 0]
 
@@ -116,7 +116,7 @@ def test_a_donor_without_plain_experts_is_refused(family, message, tmp_path, cap
 
 def test_what_does_not_fit_is_refused_and_nothing_is_written(olmoe_pair, tmp_path):
     donor, other = (open_checkpoint(str(path)) for path in olmoe_pair)
-    out, how = tmp_path / "k", Extraction()
+    out, how = tmp_path / "k", Decomposition()
     chosen = selection_for(donor)
     cases = [
         (IncompatibleError, "was made for", selection_for(donor, fingerprint="0" * 64)),
@@ -128,11 +128,11 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(olmoe_pair, tmp_pat
     ]
     for error, message, selection in cases:
         with pytest.raises(error, match=message):
-            extract(donor, selection, how, out)
+            decompose_experts(donor, selection, how, out)
     with pytest.raises(RecipeError, match="rank 17 is larger than"):
-        extract(donor, chosen, Extraction(ranks=parse_ranks("17,2,1")), out)
+        decompose_experts(donor, chosen, Decomposition(ranks=parse_ranks("17,2,1")), out)
     with pytest.raises(OutputError, match="the output is the input"):
-        extract(donor, chosen, how, donor.path)
+        decompose_experts(donor, chosen, how, donor.path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(CheckpointError, match=r"no readable knowledge\.json"):
         open_knowledge(other.path)
@@ -152,5 +152,5 @@ def test_weights_that_are_not_numbers_are_refused(olmoe_pair, tmp_path):
     save_file(tensors, file)
     donor = open_checkpoint(str(folder))
     with pytest.raises(CheckpointError, match="layer 1, expert 3: up has NaN or infinite weights"):
-        extract(donor, selection_for(donor), Extraction(), tmp_path / "k")
+        decompose_experts(donor, selection_for(donor), Decomposition(), tmp_path / "k")
     assert not (tmp_path / "k").exists()

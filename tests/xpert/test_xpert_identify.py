@@ -3,7 +3,7 @@ import pytest
 
 from moegraft.errors import RecipeError
 from moegraft.xpert.counts import RoutingTable, Windows
-from moegraft.xpert.identify import expert_number, identify, name_expert, selection_of
+from moegraft.xpert.identify import expert_number, identify_experts, name_expert, selection_of
 from moegraft.xpert.scores import SCORES, best_experts, expert_scores
 from moegraft.xpert.shift import routing_shift
 
@@ -43,7 +43,7 @@ def test_ties_go_to_the_lower_number():
 
 def test_a_specialist_is_passed_over_and_domains_weigh_alike():
     # Domain a is ten times as long and loves expert 0.
-    found = identify(table([[[900, 60, 40]], [[5, 55, 40]]]), num_best=1)
+    found = identify_experts(table([[[900, 60, 40]], [[5, 55, 40]]]), num_best=1)
     assert found.chosen.tolist() == [[1]]
     (layer,) = found.as_dict()["layers"]
     (best,) = layer["chosen"]
@@ -56,7 +56,7 @@ def test_a_specialist_is_passed_over_and_domains_weigh_alike():
 def test_permuting_experts_permutes_the_choice():
     counts = np.random.default_rng(0).multinomial(1000, np.full(8, 1 / 8), size=(3, 4))
     order = np.random.default_rng(1).permutation(8)
-    plain, moved = identify(table(counts)), identify(table(counts[:, :, order]))
+    plain, moved = identify_experts(table(counts)), identify_experts(table(counts[:, :, order]))
     assert np.array_equal(plain.chosen, order[moved.chosen])
 
 
@@ -64,7 +64,7 @@ def test_permuting_experts_permutes_the_choice():
 def test_shared_experts_come_first_by_every_score(score):
     mass = np.array([[[0.4, 0.1, 0.2]], [[0.1, 0.3, 0.2]]])
     whole = table([[[5, 3, 2]], [[2, 3, 5]]], num_shared=2, mass=mass)
-    found = identify(whole, num_best=3, score=score)
+    found = identify_experts(whole, num_best=3, score=score)
     assert found.chosen[0, :2].tolist() == [3, 4]
     names = [expert["expert"] for expert in found.as_dict()["layers"][0]["chosen"]]
     assert names[:2] == ["shared:0", "shared:1"]
@@ -75,8 +75,8 @@ def test_shared_experts_come_first_by_every_score(score):
 def test_routing_mass_is_another_ranking_and_needs_to_be_measured():
     counts = [[[6, 4]], [[6, 4]]]
     with pytest.raises(RecipeError, match="hold no routing mass"):
-        identify(table(counts), num_best=1, score="gate_mass")
-    heavy = identify(
+        identify_experts(table(counts), num_best=1, score="gate_mass")
+    heavy = identify_experts(
         table(counts, mass=np.array([[[1.0, 3.0]]] * 2)), num_best=1, score="gate_mass"
     )
     assert heavy.chosen.tolist() == [[1]]
@@ -91,31 +91,31 @@ def windows_of(counts):
 def test_windows_that_agree_make_a_stable_choice_and_others_do_not():
     steady = windows_of([[[6, 3, 1]]] * 20)
     whole = table([[[120, 60, 20]]] * 2, windows=(steady, steady))
-    assert identify(whole, num_best=1).stability.tolist() == [[1, 0, 0]]
+    assert identify_experts(whole, num_best=1).stability.tolist() == [[1, 0, 0]]
     torn = windows_of([[[9, 1, 0]], [[1, 9, 0]]] * 3)
-    shaky = identify(table([[[30, 30, 0]]] * 2, windows=(torn, torn)), num_best=1, seed=3)
+    shaky = identify_experts(table([[[30, 30, 0]]] * 2, windows=(torn, torn)), num_best=1, seed=3)
     assert 0.2 < shaky.stability[0, 0] < 0.8
     assert shaky.stability.sum() == pytest.approx(1)
-    again = identify(table([[[30, 30, 0]]] * 2, windows=(torn, torn)), num_best=1, seed=3)
+    again = identify_experts(table([[[30, 30, 0]]] * 2, windows=(torn, torn)), num_best=1, seed=3)
     assert np.array_equal(again.stability, shaky.stability)
 
 
 def test_leaving_a_domain_out_shows_what_the_choice_hangs_on():
-    found = identify(table([[[50, 40, 10]], [[50, 40, 10]], [[0, 40, 60]]]), num_best=1)
+    found = identify_experts(table([[[50, 40, 10]], [[50, 40, 10]], [[0, 40, 60]]]), num_best=1)
     assert found.chosen.tolist() == [[1]]
     assert found.without_domain[0] == pytest.approx([1 / 3, 2 / 3, 0])
-    assert identify(table([[[5, 4, 1]]]), num_best=1).without_domain is None
+    assert identify_experts(table([[[5, 4, 1]]]), num_best=1).without_domain is None
 
 
 def test_a_saved_choice_is_read_back():
-    found = identify(table([[[5, 3, 2]], [[2, 3, 5]]], num_shared=1), num_best=2).as_dict()
+    found = identify_experts(table([[[5, 3, 2]], [[2, 3, 5]]], num_shared=1), num_best=2).as_dict()
     assert selection_of(found) == {0: ["shared:0", 1]}
 
 
 @pytest.mark.parametrize("num_best", [0, 4])
 def test_more_experts_than_there_are_is_an_error(num_best):
     with pytest.raises(RecipeError, match="has 3 experts per layer; expected a number from 1 to 3"):
-        identify(table([[[5, 3, 2]]]), num_best=num_best)
+        identify_experts(table([[[5, 3, 2]]]), num_best=num_best)
 
 
 def test_a_shift_of_routing_is_the_total_variation_of_the_loads():

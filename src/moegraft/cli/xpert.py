@@ -1,4 +1,4 @@
-"""`moegraft xpert`: find the experts that serve every domain, and extract what they know."""
+"""`moegraft xpert identify` and `decompose`: experts that serve every domain, their knowledge."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,7 +79,7 @@ def identify(
 ) -> None:
     """Choose the experts of each layer that serve every domain."""
     from moegraft.cli.xpert_tables import show_identification, show_shift
-    from moegraft.xpert.identify import identify as choose
+    from moegraft.xpert.identify import identify_experts
     from moegraft.xpert.scores import check_score
 
     check_score(score)
@@ -108,7 +108,9 @@ def identify(
         }
         where = {"device": device, "dtype": dtype, "batch_tokens": batch_tokens}
         table = _measure(checkpoint, data, reading, out=out, top=top, **where)
-    found = choose(table, num_best=top, score=score, num_resamples=resamples, seed=seed).as_dict()  # type: ignore[arg-type]
+    found = identify_experts(
+        table, num_best=top, score=score, num_resamples=resamples, seed=seed
+    ).as_dict()  # type: ignore[arg-type]
     if shift is not None:
         found["shift"] = {"against": against, "changes": shift}
     if out is not None:
@@ -203,7 +205,7 @@ def _draw(found: dict[str, Any], folder: Path) -> None:
 
 
 @commands.command()
-def extract(
+def decompose(
     donor: Annotated[str, typer.Argument(help="Folder, org/name[@revision] or nano:NAME.")],
     *,
     selection: Annotated[Path, typer.Option(help="selection.json of identify, or its folder.")],
@@ -231,21 +233,23 @@ def extract(
     """Decompose the chosen experts and save what they have in common, layer by layer."""
     _require_torch()
     from moegraft.checkpoint import open_checkpoint
-    from moegraft.cli.xpert_tables import show_extraction
-    from moegraft.xpert.decompose import Extraction
-    from moegraft.xpert.knowledge import extract as take
+    from moegraft.cli.xpert_tables import show_decomposition
+    from moegraft.xpert.decompose import Decomposition
+    from moegraft.xpert.knowledge import decompose_experts
     from moegraft.xpert.ranks import parse_ranks
 
-    how = Extraction(method, parse_ranks(ranks), sweeps, align=align, safe=safe)
+    how = Decomposition(method, parse_ranks(ranks), sweeps, align=align, safe=safe)
     chosen = _read_selection(selection)
     where, saved = _torch_names(device, dtype)
     opened = open_checkpoint(donor)
     with show_steps("layers decomposed") as on_step:
-        found = take(opened, chosen, how, out, device=where, dtype=saved, on_step=on_step)
+        found = decompose_experts(
+            opened, chosen, how, out, device=where, dtype=saved, on_step=on_step
+        )
     if as_json:
         write_json(found.about)
     else:
-        show_extraction(Console(), found.about)
+        show_decomposition(Console(), found.about)
         say(f"{out} written")
 
 
@@ -253,7 +257,7 @@ def _require_torch() -> None:
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
-        raise MissingExtraError("xpert extract needs torch: pip install 'moegraft[xpert]'")
+        raise MissingExtraError("xpert decompose needs torch: pip install 'moegraft[xpert]'")
 
 
 def _read_selection(path: Path) -> dict[str, Any]:

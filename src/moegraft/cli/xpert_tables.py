@@ -1,4 +1,4 @@
-"""What `xpert identify` and `xpert extract` print."""
+"""What `xpert identify` and `xpert decompose` print."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -81,10 +81,10 @@ def show_shift(console: Console, found: Content) -> None:
     console.print(table)
 
 
-def show_extraction(console: Console, about: Content) -> None:
+def show_decomposition(console: Console, about: Content) -> None:
     """Diagnostics by layer and matrix, and a warning where the average collapsed."""
     table = _table(
-        f"Knowledge of {about['donor']['name']}, {about['extraction']['method']}",
+        f"Knowledge of {about['donor']['name']}, {about['decomposition']['method']}",
         (
             "layer",
             "experts",

@@ -1,15 +1,15 @@
-"""Find the experts that serve every domain, and extract what they know for other models."""
+"""Find the experts that serve every domain, refine what they know, start other models from it."""
 
 from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
-    "Extraction": "moegraft.xpert.decompose",
+    "Decomposition": "moegraft.xpert.decompose",
     "Identification": "moegraft.xpert.identify",
     "Knowledge": "moegraft.xpert.knowledge",
     "RoutingTable": "moegraft.xpert.counts",
-    "extract": "moegraft.xpert.knowledge",
-    "identify": "moegraft.xpert.identify",
+    "decompose_experts": "moegraft.xpert.knowledge",
+    "identify_experts": "moegraft.xpert.identify",
     "open_knowledge": "moegraft.xpert.knowledge",
     "read_counts": "moegraft.xpert.counts",
     "routing_shift": "moegraft.xpert.shift",

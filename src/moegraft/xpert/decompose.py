@@ -20,7 +20,7 @@ COLLAPSED = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Extraction:
+class Decomposition:
     """How experts become knowledge."""
 
     method: str = "tucker"
@@ -63,52 +63,52 @@ class Factored:
 
 @torch.no_grad()
 def decompose_layer(
-    stack: ExpertStack, extraction: Extraction, where: str = "layer"
+    stack: ExpertStack, how: Decomposition, where: str = "layer"
 ) -> dict[str, Factored]:
     """The knowledge of one layer by matrix; gate, up and down are decomposed apart.
 
     Args:
         stack: the chosen experts, best first, in float32 or float64.
-        extraction: how.
+        how: the decomposition.
         where: names the layer in messages.
 
     Raises:
         RecipeError: a rank is larger than its axis.
     """
-    if extraction.align:
+    if how.align:
         stack, _ = align_neurons(stack)
-    return {name: _factor(stack.matrix(name), name, extraction, f"{where}:") for name in MATRICES}
+    return {name: _factor(stack.matrix(name), name, how, f"{where}:") for name in MATRICES}
 
 
 def _factor(
-    stack: Float[Tensor, "expert rows columns"], name: str, extraction: Extraction, where: str
+    stack: Float[Tensor, "expert rows columns"], name: str, how: Decomposition, where: str
 ) -> Factored:
-    if extraction.method == "tucker":
-        return _by_tucker(stack, name, extraction, where)
-    if extraction.method == "concat":
+    if how.method == "tucker":
+        return _by_tucker(stack, name, how, where)
+    if how.method == "concat":
         whole = torch.cat(list(stack), dim=1 if name == "down" else 0)
         return _plain(stack, whole)
-    if extraction.method == "single":
+    if how.method == "single":
         return _plain(stack, stack[0].clone(), torch.eye(len(stack))[0])
     mean = stack.mean(dim=0)
     beta = torch.full((len(stack),), 1 / len(stack))
-    if extraction.method == "mean":
+    if how.method == "mean":
         return _plain(stack, mean, beta)
-    ranks = extraction.ranks.resolve(name, _shape(stack), where)
-    return _by_svd(stack, mean, beta, ranks, extraction)
+    ranks = how.ranks.resolve(name, _shape(stack), where)
+    return _by_svd(stack, mean, beta, ranks, how)
 
 
 def _by_tucker(
-    stack: Float[Tensor, "expert rows columns"], name: str, extraction: Extraction, where: str
+    stack: Float[Tensor, "expert rows columns"], name: str, how: Decomposition, where: str
 ) -> Factored:
-    ranks = extraction.ranks.resolve(name, _shape(stack), where)
-    options = {"energy": extraction.ranks.energy, "num_sweeps": extraction.num_sweeps}
+    ranks = how.ranks.resolve(name, _shape(stack), where)
+    options = {"energy": how.ranks.energy, "num_sweeps": how.num_sweeps}
     found = tucker(stack, ranks, **options)
     collapsed = float(found.beta.sum()) < COLLAPSED
-    if collapsed and extraction.safe:
+    if collapsed and how.safe:
         inner = found.core.shape[1:] if ranks is None else ranks[:2]
-        found = tucker(stack, (*inner, len(stack)), num_sweeps=extraction.num_sweeps)
-    return _from_tucker(stack, found, collapsed=collapsed, made_safe=collapsed and extraction.safe)
+        found = tucker(stack, (*inner, len(stack)), num_sweeps=how.num_sweeps)
+    return _from_tucker(stack, found, collapsed=collapsed, made_safe=collapsed and how.safe)
 
 
 def _from_tucker(
@@ -132,14 +132,14 @@ def _by_svd(
     mean: Float[Tensor, "rows columns"],
     beta: Float[Tensor, " expert"],
     ranks: tuple[int, int, int] | None,
-    extraction: Extraction,
+    how: Decomposition,
 ) -> Factored:
     left, values, right = torch.linalg.svd(mean, full_matrices=False)
     if ranks is None:
-        assert extraction.ranks.energy is not None
+        assert how.ranks.energy is not None
         total = _energy(mean)
         spectrum = values.double().square().tolist()
-        rank = energy_rank(spectrum, (1 - extraction.ranks.energy) * total)
+        rank = energy_rank(spectrum, (1 - how.ranks.energy) * total)
     else:
         rank = min(ranks[:2])
     core = torch.diag(values[:rank])

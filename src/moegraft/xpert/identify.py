@@ -107,7 +107,7 @@ class Identification:
         }
 
 
-def identify(
+def identify_experts(
     table: RoutingTable,
     *,
     num_best: int = NUM_BEST,

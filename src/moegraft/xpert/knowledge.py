@@ -1,4 +1,4 @@
-"""Extracted knowledge on disk: one safetensors file per layer, what made it, and a model card.
+"""Knowledge of experts on disk: one safetensors file per layer, what made it, and a model card.
 
 knowledge = open_knowledge("know")            # headers only
 knowledge.layer(0)["gate"].matrix()           # [ffn, hidden]
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from moegraft.checkpoint import Checkpoint
 from moegraft.checkpoint.writer import staged_output
 from moegraft.errors import CheckpointError, IncompatibleError, RecipeError
-from moegraft.xpert.decompose import Extraction, Factored, decompose_layer
+from moegraft.xpert.decompose import Decomposition, Factored, decompose_layer
 from moegraft.xpert.experts import (
     MATRICES,
     check_top,
@@ -33,11 +33,11 @@ _PARTS = ("core", "rows", "columns")
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """Extracted knowledge, opened by its description; layers are read one at a time."""
+    """Knowledge of experts, opened by its description; layers are read one at a time."""
 
     path: Path
     about: Mapping[str, Any]
-    """knowledge.json: donor, selection, extraction, sizes, and diagnostics by layer and matrix."""
+    """knowledge.json: donor, selection, decomposition, and diagnostics by layer and matrix."""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ class Knowledge:
 
 
 def open_knowledge(path: Path | str) -> Knowledge:
-    """Open what `extract` wrote.
+    """Open what `decompose_experts` wrote.
 
     Raises:
         CheckpointError: no knowledge stands there.
@@ -85,15 +85,15 @@ def open_knowledge(path: Path | str) -> Knowledge:
         about = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise CheckpointError(
-            f"{path}: no readable {CONFIG}; expected a folder of `moegraft xpert extract`"
+            f"{path}: no readable {CONFIG}; expected a folder of `moegraft xpert decompose`"
         ) from None
     return Knowledge(path, about)
 
 
-def extract(
+def decompose_experts(
     donor: Checkpoint,
     selection: Mapping[str, Any],
-    extraction: Extraction,
+    how: Decomposition,
     out: Path | str,
     *,
     device: str = "cpu",
@@ -108,7 +108,7 @@ def extract(
     Args:
         donor: the checkpoint whose experts were chosen.
         selection: content of selection.json (`Identification.as_dict`).
-        extraction: how.
+        how: the decomposition.
         out: a folder that does not exist or is empty.
         device: where to compute.
         dtype: of the saved factors; computed in float32.
@@ -125,13 +125,13 @@ def extract(
     with staged_output(out, inputs=[donor.path]) as folder:
         for number, (layer, experts) in enumerate(chosen.items(), start=1):
             stack = load_experts(donor, layer, experts, device=device)
-            found = decompose_layer(stack, extraction, f"{donor.source}, layer {layer}")
+            found = decompose_layer(stack, how, f"{donor.source}, layer {layer}")
             _save(folder / _file(layer), found, dtype)
             names = [entry["expert"] for entry in _layer_entry(selection, layer)["chosen"]]
             diagnostics = {name: one.diagnostics for name, one in found.items()}
             entries.append({"layer": layer, "experts": names, "matrices": diagnostics})
             on_step(number, len(chosen))
-        about = _about(donor, selection, extraction, entries, dtype)
+        about = _about(donor, selection, how, entries, dtype)
         (folder / "README.md").write_text(card(about), encoding="utf-8")
         (folder / CONFIG).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return Knowledge(Path(out), about)
@@ -185,7 +185,7 @@ def _layer_entry(selection: Mapping[str, Any], layer: int) -> Mapping[str, Any]:
 def _about(
     donor: Checkpoint,
     selection: Mapping[str, Any],
-    extraction: Extraction,
+    how: Decomposition,
     entries: list[dict[str, Any]],
     dtype: torch.dtype,
 ) -> dict[str, Any]:
@@ -206,12 +206,12 @@ def _about(
         "selection": {
             key: selection.get(key) for key in ("score", "num_best", "domains", "num_tokens")
         },
-        "extraction": {
-            "method": extraction.method,
-            "ranks": [extraction.ranks.in_out, extraction.ranks.down, extraction.ranks.energy],
-            "num_sweeps": extraction.num_sweeps,
-            "align": extraction.align,
-            "safe": extraction.safe,
+        "decomposition": {
+            "method": how.method,
+            "ranks": [how.ranks.in_out, how.ranks.down, how.ranks.energy],
+            "num_sweeps": how.num_sweeps,
+            "align": how.align,
+            "safe": how.safe,
         },
         "dtype": str(dtype).removeprefix("torch."),
         "layers": entries,
@@ -220,7 +220,7 @@ def _about(
 
 def card(about: Mapping[str, Any]) -> str:
     """A model card in words; no local path is in it."""
-    donor, how, selection = about["donor"], about["extraction"], about["selection"]
+    donor, how, selection = about["donor"], about["decomposition"], about["selection"]
     rows = "\n".join(
         f"| {entry['layer']} | {', '.join(map(str, entry['experts']))} | "
         + " | ".join(_cell(entry["matrices"][name]) for name in MATRICES)
