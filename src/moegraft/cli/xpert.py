@@ -82,7 +82,7 @@ def identify(
     from moegraft.xpert.identify import identify_experts
     from moegraft.xpert.scores import check_score
 
-    check_score(score)
+    by = check_score(score)
     for name, number in (("max-tokens", max_tokens), ("window", window), ("limit", limit)):
         if number < 2:
             raise RecipeError(f"--{name}: expected a number of at least 2, got {number}")
@@ -108,9 +108,8 @@ def identify(
         }
         where = {"device": device, "dtype": dtype, "batch_tokens": batch_tokens}
         table = _measure(checkpoint, data, reading, out=out, top=top, **where)
-    found = identify_experts(
-        table, num_best=top, score=score, num_resamples=resamples, seed=seed
-    ).as_dict()  # type: ignore[arg-type]
+    choice = identify_experts(table, num_best=top, score=by, num_resamples=resamples, seed=seed)
+    found = choice.as_dict()
     if shift is not None:
         found["shift"] = {"against": against, "changes": shift}
     if out is not None:

@@ -43,7 +43,9 @@ def best_experts(
     return np.argsort(-scores, axis=-1, kind="stable")[..., :num_best]
 
 
-def check_score(score: str) -> None:
-    """Raises RecipeError for a score that does not exist."""
-    if score not in SCORES:
-        raise RecipeError(f"score {score!r}: expected one of {', '.join(SCORES)}")
+def check_score(score: str) -> Score:
+    """The score of that name. Raises RecipeError if it does not exist."""
+    for known in SCORES:
+        if score == known:
+            return known
+    raise RecipeError(f"score {score!r}: expected one of {', '.join(SCORES)}")
