@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
-DEV    := beartype hypothesis import-linter 'pyright[nodejs]' pytest pytest-timeout ruff tensorly
+DEV    := beartype hypothesis import-linter 'pyright[nodejs]' pytest pytest-timeout pytest-xdist ruff tensorly
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -26,8 +26,9 @@ $(STAMP):
 demo: setup
 	$(BIN)/moegraft sweep --preset paper --host nano:sft-dpo --donor nano:rlvr --limit 200 --out runs/demo
 
+# One process per core, one thread each: tiny models gain nothing from more threads.
 test: setup
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
@@ -37,7 +38,7 @@ test-floor:
 	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet -c constraints-min.txt torch
 	.venv-floor/bin/python -m pip install --quiet -c constraints-min.txt -e '.[all]' $(DEV)
-	.venv-floor/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -q -n auto
 
 verify: setup
 	$(BIN)/ruff check .

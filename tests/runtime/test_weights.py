@@ -37,6 +37,9 @@ def test_a_streamed_model_is_the_one_that_transformers_loads(family, dtype, tmp_
     assert not sources.model.training
     assert sources.model.generation_config.to_dict() == stock.generation_config.to_dict()
     with torch.no_grad():
+        for parameter in stock.parameters():
+            # In the mapped file they stand at any address, and some kernels round by alignment.
+            parameter.data = parameter.data.clone()
         assert torch.equal(sources.model(ids).logits, stock(ids).logits)
 
 
