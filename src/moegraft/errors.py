@@ -47,3 +47,7 @@ class RunError(MoegraftError, RuntimeError):
 
 class ResultsError(MoegraftError, ValueError):
     """Item results that cannot be read, paired or compared: damaged, duplicate, disjoint."""
+
+
+class FrozenMovedError(MoegraftError, RuntimeError):
+    """A part of a model that was to stay frozen has moved."""

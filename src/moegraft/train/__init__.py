@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "Freeze": "moegraft.train.freeze",
+    "Trainable": "moegraft.train.freeze",
     "TrainOptions": "moegraft.train.options",
     "train_sft": "moegraft.train.sft",
     "train_dpo": "moegraft.train.dpo",
