@@ -1,30 +1,23 @@
 """Assembles the subcommands and turns errors that users cause into one line."""
 
 import sys
+from typing import NoReturn
 
 import typer
-from rich.console import Console
 
 import moegraft
-from moegraft.cli import blame, compare, diagnose, gate, select, sweep, transfer, xpert
+from moegraft.cli.commands import Subcommands
 from moegraft.errors import MoegraftError
 
 app = typer.Typer(
     name="moegraft",
+    cls=Subcommands,
     help="Compose post-trained Mixture-of-Experts language models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-transfer.register(app)
-sweep.register(app)
-compare.register(app)
-gate.register(app)
-blame.register(app)
-diagnose.register(app)
-select.register(app)
-xpert.register(app)
 
 
 def _print_version(wanted: bool | None) -> None:
@@ -58,20 +51,20 @@ _EXTRA_OF = {
 
 def main() -> None:
     """Run the command line; exit 2 on an error that the user can mend."""
-    errors = Console(stderr=True, soft_wrap=True)
     try:
         app()
     except MoegraftError as error:
-        errors.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
-        sys.exit(2)
+        _exit_with(str(error))
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in _EXTRA_OF:
             raise
-        told = f"this needs {package}: pip install 'moegraft[{_EXTRA_OF[package]}]'"
-        errors.print(f"[bold red]error:[/] {_escape(told)}", highlight=False)
-        sys.exit(2)
+        _exit_with(f"this needs {package}: pip install 'moegraft[{_EXTRA_OF[package]}]'")
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
+def _exit_with(told: str) -> NoReturn:
+    from rich.console import Console
+
+    escaped = told.replace("[", "\\[")
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escaped}", highlight=False)
+    sys.exit(2)

@@ -21,11 +21,6 @@ from moegraft.errors import RecipeError, RunError
 _OF_RUN = ("host", "donor", "seed", "dtype", "qk_norm", "chat_template", "chat_template_kwargs")
 
 
-def register(app: typer.Typer) -> None:
-    """Add `blame` to `app`."""
-    app.command()(blame)
-
-
 def blame(
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="A run of `sweep`; options override it.")

@@ -28,11 +28,6 @@ from moegraft.cli.options import command_line, parse_limit, split_list
 from moegraft.errors import RecipeError, ResultsError
 
 
-def register(app: typer.Typer) -> None:
-    """Add `compare` to `app`."""
-    app.command()(compare)
-
-
 def compare(
     models: Annotated[
         list[str] | None,

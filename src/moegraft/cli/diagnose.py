@@ -21,12 +21,6 @@ _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 _Json = Annotated[bool, typer.Option("--json", help="Data for machines on stdout.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add `diagnose` and `profile` to `app`."""
-    app.command()(diagnose)
-    app.command()(profile)
-
-
 def diagnose(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory of `sweep`.")],
     *,

@@ -32,11 +32,6 @@ ERROR = 3
 """Exit code of `gate` on wrong input, because 2 says that the items do not suffice."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add `gate` to `app`."""
-    app.command()(gate)
-
-
 def gate(
     old: Annotated[
         str | None, typer.Argument(metavar="[NAME=]OLD", help="The deployed model, or its results.")

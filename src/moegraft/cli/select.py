@@ -20,11 +20,6 @@ from moegraft.errors import RecipeError
 _OF_RUN = ("host", "donor", "dtype", "qk_norm", "chat_template", "chat_template_kwargs")
 
 
-def register(app: typer.Typer) -> None:
-    """Add `select` to `app`."""
-    app.command()(select)
-
-
 def select(
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="A run of `sweep` or `compare --as`.")

@@ -18,12 +18,6 @@ from moegraft.cli.options import (
 from moegraft.errors import RecipeError
 
 
-def register(app: typer.Typer) -> None:
-    """Add `sweep` and `report` to `app`."""
-    app.command()(sweep)
-    app.command()(report)
-
-
 def sweep(
     recipe: Annotated[
         Path | None, typer.Argument(help="A sweep recipe (YAML); options override it.")

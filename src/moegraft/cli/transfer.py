@@ -14,17 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from moegraft.checkpoint import Checkpoint, open_checkpoint
-from moegraft.cli.transfer_tables import show_comparison, show_plan, show_summary
 from moegraft.config import load_recipe, parse_recipe
 from moegraft.errors import RecipeError
 from moegraft.transfer.recipe import TransferRecipe
@@ -36,13 +27,6 @@ _Unknown = Annotated[
 _Json = Annotated[bool, typer.Option("--json", help="Data for machines on stdout.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of component transfer to `app`."""
-    app.command()(inspect)
-    app.command()(diff)
-    app.command()(transfer)
-
-
 def inspect(
     checkpoint: Annotated[str, typer.Argument(help="Folder, org/name[@revision] or nano:NAME.")],
     family_map: _Map = None,
@@ -50,6 +34,7 @@ def inspect(
     as_json: _Json = False,
 ) -> None:
     """Show what a checkpoint holds: components, sizes, dtypes, layout, tokenizer."""
+    from moegraft.cli.transfer_tables import show_summary
     from moegraft.transfer.summary import summarize_checkpoint
 
     found = summarize_checkpoint(_open(checkpoint, family_map, unknown))
@@ -69,6 +54,7 @@ def diff(
     as_json: _Json = False,
 ) -> None:
     """Compare two checkpoints: do they fit, and how far are they apart?"""
+    from moegraft.cli.transfer_tables import show_comparison
     from moegraft.transfer.diff import compare_checkpoints
 
     ours, theirs = (_open(source, family_map, unknown) for source in (host, donor))
@@ -143,6 +129,7 @@ def _carry_out(
     push: str | None,
     as_json: bool,
 ) -> None:
+    from moegraft.cli.transfer_tables import show_plan
     from moegraft.transfer.apply import apply_plan
     from moegraft.transfer.plan import plan_transfer
     from moegraft.transfer.provenance import provenance
@@ -236,15 +223,19 @@ def _without_collection() -> Iterator[None]:
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left on stderr, where that is a terminal."""
-    columns = (
-        TextColumn(what),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
     console = Console(stderr=True)
-    disable = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
+    if not console.is_terminal:
+        yield lambda count: None
+        return
+    from rich import progress as rich
+
+    columns = (
+        rich.TextColumn(what),
+        rich.BarColumn(bar_width=None),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)

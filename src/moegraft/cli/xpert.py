@@ -21,11 +21,6 @@ commands = typer.Typer(
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group `xpert` to `app`."""
-    app.add_typer(commands, name="xpert")
-
-
 @commands.command()
 def identify(
     checkpoint: Annotated[
