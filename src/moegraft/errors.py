@@ -41,6 +41,14 @@ class EvalDataError(MoegraftError, ValueError):
     """A task, its data or its prompts cannot be used as asked."""
 
 
+class TrainDataError(MoegraftError, ValueError):
+    """Texts or records cannot be trained on: unreadable, empty, or without the wanted fields."""
+
+
+class TrainingError(MoegraftError, RuntimeError):
+    """Training cannot go on: its loss or a gradient is no finite number."""
+
+
 class RunError(MoegraftError, RuntimeError):
     """A run directory is locked by another process, or belongs to another recipe."""
 

@@ -36,20 +36,20 @@ SFT_DPO = PostTraining(
     name="sft-dpo",
     summary="a general assistant: reading, science and conversations, a little easy arithmetic",
     sft_mix={"science": 0.33, CONVERSATION: 0.12, "reading": 0.40, EASY_MATH: 0.15},
-    sft=TrainOptions(num_steps=240, batch=32, learning_rate=5e-4, seed=1),
+    sft=TrainOptions(num_steps=240, batch=32, learning_rate=5e-4, seed=1, use_cpu=True),
     dpo_mix={"science": 0.45, "reading": 0.45, EASY_MATH: 0.1},
-    dpo=TrainOptions(num_steps=40, batch=16, learning_rate=5e-5, seed=2),
+    dpo=TrainOptions(num_steps=40, batch=16, learning_rate=5e-5, seed=2, use_cpu=True),
     seed=1,
 )
 RLVR = PostTraining(
     name="rlvr",
     summary="a problem solver: written-out steps, then rewards for verified answers",
     sft_mix={"math": 0.56, "science": 0.10, CONVERSATION: 0.16, "reading": 0.18},
-    sft=TrainOptions(num_steps=240, batch=32, learning_rate=5e-4, seed=3),
+    sft=TrainOptions(num_steps=240, batch=32, learning_rate=5e-4, seed=3, use_cpu=True),
     dpo_mix={"math": 0.7, "science": 0.15, "reading": 0.15},
-    dpo=TrainOptions(num_steps=40, batch=16, learning_rate=5e-5, seed=4),
+    dpo=TrainOptions(num_steps=40, batch=16, learning_rate=5e-5, seed=4, use_cpu=True),
     rl_mix={"math": 0.8, "science": 0.1, "reading": 0.1},
-    rl=TrainOptions(num_steps=50, batch=64, learning_rate=1e-4, seed=5),
+    rl=TrainOptions(num_steps=50, batch=64, learning_rate=1e-4, seed=5, use_cpu=True),
     seed=2,
 )
 RECIPES = {recipe.name: recipe for recipe in (SFT_DPO, RLVR)}

@@ -1,4 +1,4 @@
-"""Training: thin, flat wrappers on TRL, and rewards that check answers."""
+"""Training: language modelling on texts, thin wrappers on TRL, and rewards that check answers."""
 
 from importlib import import_module
 from typing import Any
@@ -14,6 +14,14 @@ _EXPORTS = {
     "preference": "moegraft.train.data",
     "task": "moegraft.train.data",
     "verify": "moegraft.train.verifiers",
+    "train_lm": "moegraft.train.lm",
+    "validation_loss": "moegraft.train.lm",
+    "RouterLoss": "moegraft.train.router_loss",
+    "router_losses": "moegraft.train.router_loss",
+    "Blocks": "moegraft.train.text",
+    "pack": "moegraft.train.text",
+    "read_documents": "moegraft.train.text",
+    "read_metrics": "moegraft.train.loop",
 }
 
 __all__ = [*_EXPORTS]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]

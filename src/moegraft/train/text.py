@@ -1,0 +1,256 @@
+"""Texts from files or the Hub as packed blocks of token ids, in an order that a seed decides."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int32
+from torch import Tensor
+
+from moegraft.errors import TrainDataError
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_PLAIN = (".txt", ".md", ".text")
+IGNORED = -100
+"""A label that no loss is taken on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Documents one after another, cut into blocks of equal length.
+
+    Each document stands between a start token (BOS where the tokenizer adds it, else EOS) and EOS.
+    What is left of a document at the end of a block goes on in the next one as if it began there.
+    """
+
+    ids: Int32[Tensor, "block token"]
+    positions: Int32[Tensor, "block token"]
+    """Counted from the start of each document, or of the block."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all blocks."""
+        return self.ids.numel()
+
+    @property
+    def length(self) -> int:
+        """Tokens of one block."""
+        return self.ids.shape[1]
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def labels(self, rows: Sequence[int] | Tensor | slice) -> Int[Tensor, "row token"]:
+        """Targets of some blocks, unshifted: no document's first token, which nothing predicts."""
+        ids = self.ids[rows].long()
+        return ids.masked_fill(self.positions[rows] == 0, IGNORED)
+
+    def digest(self) -> str:
+        """Hex sha256 of the content."""
+        found = sha256(str(tuple(self.ids.shape)).encode())
+        for tensor in (self.ids, self.positions):
+            found.update(tensor.contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+
+def read_documents(
+    source: str | Path, *, fields: Sequence[str] = ("text",), split: str = "train"
+) -> Iterator[str]:
+    """Yield the documents of a file, a folder or a data set on the Hub, in their own order.
+
+    Args:
+        source: `.jsonl` or `.parquet` (a record is a document), `.txt` (the file is a document), a
+            folder of such files, or `OWNER/NAME` or `OWNER/NAME:CONFIG` on the Hub. Records are
+            streamed: nothing is copied to a cache.
+        fields: of a record, joined by a newline.
+        split: of a data set on the Hub.
+
+    Raises:
+        TrainDataError: nothing can be read there, or a record lacks a field.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        if path.suffix in (*_BUILDERS, *_PLAIN) or str(source).count("/") != 1:
+            raise TrainDataError(f"{source}: no such file or folder")
+        name, _, config = str(source).partition(":")
+        yield from _records(str(source), fields, path=name, name=config or None, split=split)
+        return
+    for file in _files(path):
+        if file.suffix in _PLAIN:
+            yield _plain(file)
+        else:
+            kind = _BUILDERS[file.suffix]
+            where = {"train": str(file)}
+            yield from _records(str(file), fields, path=kind, data_files=where, split="train")
+
+
+def is_held_out(document: str, share: float) -> bool:
+    """Whether a document belongs to the held-out `share`: its hash decides, so order does not."""
+    return int.from_bytes(sha256(document.encode()).digest()[:8]) < share * 2**64
+
+
+def pack(
+    documents: Iterable[str], tokenizer: Any, length: int, *, max_tokens: int | None = None
+) -> Blocks:
+    """Token ids of `documents`, packed; what does not fill a last block is dropped.
+
+    Args:
+        documents: texts.
+        tokenizer: gives ids, the start token and EOS.
+        length: tokens of a block.
+        max_tokens: reading stops there.
+
+    Raises:
+        TrainDataError: there is not even one block of text, or the tokenizer has no EOS.
+    """
+    if tokenizer.eos_token_id is None:
+        raise TrainDataError("the tokenizer has no end-of-text token to put between documents")
+    ids: list[int] = []
+    positions: list[int] = []
+    for document in _tokens(documents, tokenizer):
+        for start, end in _pieces(len(document), len(ids), length):
+            ids += document[start:end]
+            positions += range(end - start)
+        if max_tokens is not None and len(ids) >= max_tokens:
+            break
+    num_blocks = min(len(ids), max_tokens or len(ids)) // length
+    if not num_blocks:
+        raise TrainDataError(f"{len(ids)} tokens of text: expected at least one block of {length}")
+    columns = (torch.tensor(c[: num_blocks * length], dtype=torch.int32) for c in (ids, positions))
+    return Blocks(*(column.view(num_blocks, length) for column in columns))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Which block is read when: a function of sizes, weights and seed alone, not of the model."""
+
+    sources: Int[np.ndarray, "place"]
+    rows: Int[np.ndarray, "place"]
+    """The block's index within its source."""
+
+
+def mixed_order(
+    sizes: Sequence[int], num_blocks: int, *, weights: Sequence[float] | None = None, seed: int = 0
+) -> Order:
+    """Draw `num_blocks` blocks from several sources so that every prefix has the wanted shares.
+
+    A source's blocks come in random order, each once before any comes twice.
+
+    Args:
+        sizes: blocks of each source.
+        num_blocks: to draw.
+        weights: share of each source, in any unit; default: by size, so that all run out together.
+        seed: of the orders.
+    """
+    wanted = np.asarray(sizes if weights is None else weights, dtype=float)
+    wanted = wanted / wanted.sum()
+    rng = np.random.default_rng(seed)
+    # The source that is furthest behind its share is next; ties go to the first one.
+    offset = rng.random(len(sizes)) * 1e-6
+    sources = np.empty(num_blocks, dtype=np.int64)
+    taken = np.zeros(len(sizes))
+    for place in range(num_blocks):
+        source = int(np.argmax(wanted * (place + 1) - taken + offset))
+        sources[place] = source
+        taken[source] += 1
+    rows = np.empty(num_blocks, dtype=np.int64)
+    for source, size in enumerate(sizes):
+        count = int(taken[source])
+        epochs = [rng.permutation(size) for _ in range(-(-count // size))]
+        rows[sources == source] = np.concatenate([*epochs, []])[:count]
+    return Order(sources, rows)
+
+
+def check_weights(
+    sources: Mapping[str, Blocks], weights: Mapping[str, float] | None
+) -> list[float] | None:
+    """The weights in the order of `sources`.
+
+    Raises:
+        TrainDataError: a weight is missing, superfluous or not positive; or blocks differ in
+            length.
+    """
+    if not sources:
+        raise TrainDataError("no source of text to train on")
+    lengths = {name: blocks.length for name, blocks in sources.items()}
+    if len(set(lengths.values())) > 1:
+        raise TrainDataError(f"blocks of the sources differ in length: {lengths}")
+    if weights is None:
+        return None
+    for name in {*sources, *weights}:
+        if name not in sources or not weights.get(name, 0) > 0:
+            got = weights.get(name, "none")
+            known = ", ".join(sources)
+            raise TrainDataError(f"weight of {name!r}: expected one above 0 for {known}, got {got}")
+    return [weights[name] for name in sources]
+
+
+def _files(path: Path) -> list[Path]:
+    known = (*_BUILDERS, *_PLAIN)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in known)
+        if not files:
+            raise TrainDataError(f"{path}: no text files (expected {', '.join(known)})")
+        return files
+    if path.suffix not in known:
+        raise TrainDataError(f"{path}: expected one of {', '.join(known)}")
+    return [path]
+
+
+def _plain(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainDataError(f"{file}: cannot be read: {error}") from None
+
+
+def _records(where: str, fields: Sequence[str], **load: Any) -> Iterator[str]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        for number, record in enumerate(load_dataset(**load, streaming=True), 1):
+            texts = [record.get(field) for field in fields]
+            if not all(isinstance(text, str) for text in texts):
+                known = ", ".join(k for k, v in record.items() if isinstance(v, str)) or "none"
+                raise TrainDataError(
+                    f"{where}: record {number} has no text in {', '.join(fields)}; fields with "
+                    f"text: {known}"
+                )
+            yield "\n".join(texts)
+    except (OSError, ValueError, DatasetsError) as error:
+        if isinstance(error, TrainDataError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise TrainDataError(f"{where}: cannot be read: {reason}") from None
+
+
+def _tokens(documents: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
+    end = tokenizer.eos_token_id
+    first = tokenizer("a")["input_ids"][0]
+    start = first if first == tokenizer.bos_token_id else end
+    encoded = (
+        tokenizer(group, add_special_tokens=False, verbose=False)["input_ids"]
+        for group in _grouped(documents)
+    )
+    return ([start, *ids, end] for ids in chain.from_iterable(encoded) if ids)
+
+
+def _grouped(documents: Iterable[str]) -> Iterator[list[str]]:
+    left = iter(documents)
+    while group := [*islice(left, 64)]:
+        yield group
+
+
+def _pieces(size: int, before: int, length: int) -> Iterator[tuple[int, int]]:
+    """Where to cut a document of `size` tokens that begins behind `before` tokens of others."""
+    start = 0
+    while start < size:
+        end = min(size, start + length - (before + start) % length)
+        yield start, end
+        start = end
