@@ -59,3 +59,7 @@ class ResultsError(MoegraftError, ValueError):
 
 class FrozenMovedError(MoegraftError, RuntimeError):
     """A part of a model that was to stay frozen has moved."""
+
+
+class BranchError(MoegraftError, ValueError):
+    """A branch lacks its manifest or contradicts it, or branches do not fit together."""

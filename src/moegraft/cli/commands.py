@@ -19,6 +19,7 @@ COMMANDS = {
     "profile": "diagnose:profile",
     "select": "select:select",
     "xpert": "xpert:commands",
+    "bar": "bar:commands",
 }
 """Where each subcommand is, in the order of `--help`: a module of this package, and in it the name
 of a function with typer's annotations (one command) or of a `typer.Typer` (a group of them)."""

@@ -1,0 +1,26 @@
+"""Train domains apart as branches of one anchor, merge them as one MoE, train its router."""
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "BranchRecipe": "moegraft.bar.branch",
+    "Manifest": "moegraft.bar.manifest",
+    "plan_branch": "moegraft.bar.branch",
+    "write_branch": "moegraft.bar.branch",
+    "read_manifest": "moegraft.bar.manifest",
+    "write_manifest": "moegraft.bar.manifest",
+}
+
+__all__ = [*_EXPORTS]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names on first use, so that reading manifests never imports torch (PEP 562)."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'moegraft.bar' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,73 @@
+import json
+import sys
+
+import pytest
+
+from moegraft.cli import main
+from tiny_families import build_tiny
+
+
+@pytest.fixture
+def moegraft(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["moegraft", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "220")
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        code = stopped.value.code
+        return (code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def anchor(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bar") / "anchor"
+    build_tiny("olmo2").save_pretrained(folder)
+    return folder
+
+
+def test_branch_prints_the_cost_before_and_the_distance_after(moegraft, anchor, tmp_path):
+    what = ("bar", "branch", "--anchor", anchor, "--domain", "math")
+    code, text, err = moegraft(*what, "--domains", 4, "--dry-run")
+    assert code == 0, err
+    assert "merged, 4 domains" in text
+    assert "merged against host: 2.43 x parameters, 2.43 x active" in text
+    assert "assumed: FLOPs per token: 2 per active weight" in text
+    code, text, err = moegraft(*what, "--out", tmp_path / "b", "--json")
+    assert code == 0, err
+    assert "distance from the anchor: rounding only" in err
+    found = json.loads(text)
+    assert found["branch"]["start"]["distance"]["within_tolerance"]
+    assert json.loads((tmp_path / "b" / "branch.json").read_text()) == found["branch"]
+
+
+def test_branch_takes_a_recipe_file_or_flags_but_not_both(moegraft, anchor, tmp_path):
+    recipe = tmp_path / "branch.yaml"
+    recipe.write_text(f"anchor: {anchor}\ndomain: code\nrouter: zero\n")
+    code, _, err = moegraft("bar", "branch", recipe, "--out", tmp_path / "b", "--no-check")
+    assert code == 0, err
+    manifest = json.loads((tmp_path / "b" / "branch.json").read_text())
+    assert (manifest["domain"], manifest["start"]["router"]) == ("code", "zero")
+    code, _, err = moegraft("bar", "branch", recipe, "--domain", "math", "--dry-run")
+    assert code == 2
+    assert "the recipe says it all; drop --domain or the file" in err
+    recipe.write_text(f"anchor: {anchor}\ndomain: a/b\n")
+    code, _, err = moegraft("bar", "branch", recipe, "--dry-run")
+    assert code == 2
+    assert "expected a printable name without '/'" in err
+
+
+def test_branch_says_what_is_missing(moegraft, anchor, tmp_path):
+    what = ("bar", "branch", "--anchor", anchor, "--domain", "math")
+    for arguments, message in (
+        (("bar", "branch", "--domain", "x"), "expected a recipe file, or --anchor"),
+        (what, "expected --out DIR, or --dry-run"),
+        ((*what, "--dry-run", "--domains", 0), "--domains: expected a number of at least 1"),
+        ((*what, "--out", tmp_path / "b", "--probe", tmp_path / "no"), "probe text cannot be read"),
+    ):
+        code, _, err = moegraft(*arguments)
+        assert (code, message in err) == (2, True), err
+    assert not (tmp_path / "b").exists()
