@@ -74,10 +74,10 @@ def test_pretraining_resumes_to_the_same_weights(built, tmp_path, monkeypatch):
     work, _ = built
     whole_batch = pretrain.packed_batch
 
-    def killed(tokenizer, recipe, step):
+    def killed(tokenizer, recipe, step, documents):
         if step == 3:
             raise KeyboardInterrupt
-        return whole_batch(tokenizer, recipe, step)
+        return whole_batch(tokenizer, recipe, step, documents)
 
     with monkeypatch.context() as patch:
         patch.setattr(pretrain, "packed_batch", killed)
@@ -109,6 +109,7 @@ def test_an_export_is_a_small_checkpoint_with_a_card(built, tmp_path):
 def test_the_command_writes_the_worlds(tmp_path):
     builder.main(["--worlds", str(tmp_path / "items")])
     assert sorted(path.name for path in (tmp_path / "items").iterdir()) == [
+        "domains",
         "math.jsonl",
         "reading.jsonl",
         "science.jsonl",

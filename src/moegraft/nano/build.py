@@ -49,7 +49,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def _finish(folder: Path, model: Any, tokenizer: Any, seconds: float) -> None:
+def finish_stage(folder: Path, model: Any, tokenizer: Any, seconds: float) -> None:
     """Write a stage aside and rename it, so that a stage that exists is whole."""
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
@@ -69,7 +69,7 @@ def _base(plan: BuildPlan, work: Path) -> None:
     model = pretrain.new_model(tokenizer, recipe.seed, qk_gain=recipe.qk_gain, **plan.sizes)
     state = work / "base-state.pt"
     seconds = pretrain.pretrain(model, tokenizer, recipe, state)
-    _finish(work / "base", model, tokenizer, seconds)
+    finish_stage(work / "base", model, tokenizer, seconds)
     state.unlink(missing_ok=True)
 
 
@@ -98,7 +98,7 @@ def _post_train(plan: BuildPlan, work: Path, name: str, step: str, before: Path)
             max_new_tokens=plan.max_new_tokens,
             work=place,
         )
-    _finish(work / name / step, model, tokenizer, time.perf_counter() - begin)
+    finish_stage(work / name / step, model, tokenizer, time.perf_counter() - begin)
 
 
 def run_stage(plan: BuildPlan, work: Path, stage: str) -> None:
@@ -159,16 +159,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m moegraft.nano.build", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/nano"), help="finished checkpoints")
     parser.add_argument("--work", type=Path, default=Path("build/nano"), help="stages, to resume")
-    parser.add_argument("--worlds", type=Path, help="only write the test items as JSON lines here")
+    parser.add_argument(
+        "--worlds",
+        type=Path,
+        help="only write the test items, and the domains of the dense model, as JSON lines here",
+    )
     parser.add_argument("--stage", action="append", help="only run this stage (repeatable)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    from moegraft.nano import worlds
+    from moegraft.nano import domains, worlds
     from moegraft.nano.export import export
 
     plan = BuildPlan()
     if arguments.worlds:
         worlds.write_items(arguments.worlds)
+        domains.write(arguments.worlds / "domains", seed=0)
     elif arguments.stage:
         unknown = sorted(set(arguments.stage) - set(plan.stages()))
         if unknown:

@@ -1,8 +1,9 @@
-"""Pretraining of the nano base model: a flat loop over packed documents, safe to kill."""
+"""Pretraining of the nano base models: a flat loop over packed documents, safe to kill."""
 
 import logging
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,11 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
-from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from moegraft.nano import worlds
 
 _log = logging.getLogger(__name__)
+Stream = Callable[[Random], Iterator[str]]
+"""Documents without end, a function of the generator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +99,20 @@ class Batch(NamedTuple):
     """Of each token in the loss."""
 
 
-def packed_batch(tokenizer: PreTrainedTokenizerFast, recipe: PretrainRecipe, step: int) -> Batch:
+def packed_batch(
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: PretrainRecipe,
+    step: int,
+    documents: Stream | None = None,
+) -> Batch:
     """The data of one step: a function of the recipe's seed and of `step` alone.
 
-    So a resumed run sees the same data.
+    So a resumed run sees the same data. Without `documents` it is the text of the three worlds.
     """
     rng = Random(f"{recipe.seed} pretraining {step}")
     late = step >= recipe.late_from_step
-    stream = worlds.documents(rng, worlds.LATE_TEXT_MIX if late else worlds.TEXT_MIX)
+    mix = worlds.LATE_TEXT_MIX if late else worlds.TEXT_MIX
+    stream = documents(rng) if documents else worlds.documents(rng, mix)
     needed = recipe.batch * recipe.length
     answer = tokenizer.encode("Answer", add_special_tokens=False)[-1]
     verdicts = {tokenizer.encode(text, add_special_tokens=False)[-1] for text in (" yes", " no")}
@@ -140,21 +154,16 @@ def _weights(
     return weights
 
 
-def _loss(model: OlmoeForCausalLM, batch: Batch) -> Tensor:
-    """Weighted mean of the next tokens' losses, and the routers' load-balancing loss."""
-    output = model(
-        input_ids=batch.ids,
-        position_ids=batch.positions,
-        output_router_logits=True,
-        use_cache=False,
-    )
+def _loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Weighted mean of the next tokens' losses, and any routers' load-balancing loss."""
+    routers = {"output_router_logits": True} if model.config.model_type == "olmoe" else {}
+    output = model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **routers)
     losses = torch.nn.functional.cross_entropy(
         output.logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
     )
     weight = batch.weights[:, 1:].flatten()
-    return (losses * weight).sum() / weight.sum() + (
-        model.config.router_aux_loss_coef * output.aux_loss
-    )
+    loss = (losses * weight).sum() / weight.sum()
+    return loss + model.config.router_aux_loss_coef * output.aux_loss if routers else loss
 
 
 def _rate(recipe: PretrainRecipe, step: int) -> float:
@@ -165,7 +174,7 @@ def _rate(recipe: PretrainRecipe, step: int) -> float:
     return recipe.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def _optimizer(model: OlmoeForCausalLM, recipe: PretrainRecipe) -> torch.optim.AdamW:
+def _optimizer(model: PreTrainedModel, recipe: PretrainRecipe) -> torch.optim.AdamW:
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups = [
@@ -183,12 +192,15 @@ def _save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def pretrain(
-    model: OlmoeForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     recipe: PretrainRecipe,
     state_file: Path,
+    documents: Stream | None = None,
 ) -> float:
     """Train `model` in place, resuming from `state_file` if it exists.
+
+    Without `documents` the text is that of the three worlds.
 
     Returns:
         Seconds of training in all, those before an interruption included.
@@ -204,7 +216,7 @@ def pretrain(
     model.train()
     begin = time.perf_counter() - seconds
     for step in range(first, recipe.num_steps):
-        batch = packed_batch(tokenizer, recipe, step)
+        batch = packed_batch(tokenizer, recipe, step, documents)
         for group in optimizer.param_groups:
             group["lr"] = _rate(recipe, step)
         loss = _loss(model, batch)

@@ -132,6 +132,21 @@ def draw_hard(rng: Random) -> dict[str, Any]:
     return _ask(_scene(rng, 7, 10))
 
 
+def draw_open(rng: Random) -> dict[str, Any]:
+    """Draw an item that asks where, who or which color: the `answer` is one word of the passage.
+
+    The passage has two to four sentences; `fact` says what it tells about the subject.
+    """
+    scene = _scene(rng, 2, 4)
+    kind, subject = rng.choice(sorted(scene.now))
+    return {
+        "passage": " ".join(scene.sentences),
+        "question": _WONDERED[kind].format(subject),
+        "fact": scene.fact(kind, subject),
+        "answer": scene.now[kind, subject],
+    }
+
+
 def prompt(item: dict[str, Any]) -> str:
     """What the user says."""
     return f"Text: {item['passage']}\nQuestion: {item['question']}\n{CUE}"
@@ -171,6 +186,16 @@ def document(rng: Random, banned: Callable[[dict[str, Any]], bool]) -> str:
         item = _ask(scene)
         if not banned(item):
             lines += [f"Question: {item['question']}", response(item)]
+    return "\n".join(lines)
+
+
+def open_document(rng: Random) -> str:
+    """A short passage with two to four questions that its facts answer."""
+    scene = _scene(rng, 2, 4)
+    lines = [f"Text: {' '.join(scene.sentences)}"]
+    for _ in range(rng.randint(2, 4)):
+        question, answer = _wonder(scene)
+        lines += [f"Question: {question}", answer]
     return "\n".join(lines)
 
 
