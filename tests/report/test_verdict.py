@@ -89,6 +89,15 @@ def test_equal_scores_match_only_where_the_items_suffice(tmp_path, make_row, put
     assert "Alone, no effect is established for router (0.0)" in few
 
 
+def test_agreement_on_every_item_is_no_interval_without_width(tmp_path, make_row, put_cell):
+    right = {"host": 0.4, "donor": 0.8, "router": 0.4, "experts": 0.8}
+    scores = {name: np.arange(40) < rate * 40 for name, rate in right.items()}
+    put_scores(tmp_path, put_cell, make_row, scores)
+    (text,) = verdicts(summarize(tmp_path, num_resamples=500))[1:]
+    assert "on every single item equal to the donor, the better parent there" in text
+    assert "[0.0, 0.0] against" not in text
+
+
 def test_the_verdict_says_what_its_items_cannot_resolve(paper_summary):
     text = verdicts(paper_summary)[0]
     assert "What 300 items can resolve: differences from the host of about" in text

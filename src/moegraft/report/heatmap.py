@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from moegraft.report.svg import direction
-from moegraft.report.words import points
+from moegraft.report.words import breakable, points
 
 _STRONGEST = 55
 """Percent of colour at most, so that the numbers stay readable on it."""
@@ -42,7 +42,7 @@ def _table(condition: str, pairs: _Pairs, strongest: float) -> str:
     names = list(dict.fromkeys(b for pair in pairs for b in reversed(pair)))
     heads = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
     rows = "".join(
-        f'<tr><th scope="row">{escape(row)}</th>'
+        f'<tr><th scope="row">{breakable(row)}</th>'
         f"{''.join(_cell(row, column, pairs, strongest) for column in names)}</tr>\n"
         for row in names
     )

@@ -20,6 +20,7 @@ from moegraft.report.summary import Summary
 from moegraft.report.tables import Entry, Table
 from moegraft.report.verdict import verdicts
 from moegraft.report.waterfall import waterfall
+from moegraft.report.words import breakable
 
 _CAPTIONS = {
     "effects.svg": "Each of the donor's components moved alone, against the host, with 95% paired "
@@ -189,9 +190,9 @@ def _figures(figures: Mapping[str, Path], captions: Mapping[str, str]) -> str:
         if name in figures:
             svg = _live(_read(figures[name]), name.removesuffix(".svg"))
             below = f"<figcaption>{escape(caption)}</figcaption>"
-            found.append(
-                f'<figure>\n<div class="scroll" tabindex="0">{svg}</div>{below}\n</figure>\n'
-            )
+            label = escape(name.removesuffix(".svg").replace("-", " "))
+            about = f'class="scroll" tabindex="0" role="region" aria-label="{label}"'
+            found.append(f"<figure>\n<div {about}>{svg}</div>{below}\n</figure>\n")
     return "".join(found)
 
 
@@ -220,7 +221,7 @@ def _table(table: Table) -> str:
         for column in table.columns
     )
     rows = "".join(
-        f'<tr><th scope="row">{escape(label)}</th>{"".join(map(entry, entries))}</tr>\n'
+        f'<tr><th scope="row">{breakable(label)}</th>{"".join(map(entry, entries))}</tr>\n'
         for label, entries in table.rows
     )
     key, notes = escape(table.key), "<br>".join(escape(note) for note in table.notes)

@@ -117,9 +117,8 @@ def _best(winner: Mapping[str, Any]) -> str:
     lead = (
         f"The best of {winner['num_choices']} compositions, chosen on "
         f"{winner['num_choosing']} items, is {winner['configuration']}; on {where} it scores "
-        f"{points(winner['score'])} %, {points(test['difference'], sign=True)} points "
-        f"[{points(test['interval'][0])}, {points(test['interval'][1])}] against the "
-        f"{winner['parent']}, the better parent there"
+        f"{points(winner['score'])} %, {_against(test)} the {winner['parent']}, the better "
+        "parent there"
     )
     if winner["exceeds"]:
         text = f"{lead}: it exceeds both parents (Holm-adjusted {p_value(winner['p_holm'])})."
@@ -132,6 +131,14 @@ def _best(winner: Mapping[str, Any]) -> str:
         f"{points(winner['score_on_all'])} %; picking the highest adds "
         f"{points(winner['optimism'])} points by chance."
     )
+
+
+def _against(test: Mapping[str, Any]) -> str:
+    low, high = test["interval"]
+    if low == high == 0:  # an interval without width would look like certainty
+        return "on every single item equal to"
+    size = f"{points(test['difference'], sign=True)} points [{points(low)}, {points(high)}]"
+    return f"{size} against"
 
 
 def _resolution(about: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """How reports say things: points, p values, marks, and the titles of rows and columns."""
 
 from collections.abc import Mapping
+from html import escape
 from pathlib import PurePath
 from typing import Any
 
@@ -47,6 +48,11 @@ def stars(p: float | None, mark: str) -> str:
 def short_name(source: str) -> str:
     """A checkpoint's name without the folders or the organisation before it."""
     return PurePath(source).name if not source.startswith("nano:") else source
+
+
+def breakable(name: str) -> str:
+    """A name as HTML that may wrap after each plus, for narrow screens."""
+    return escape(name).replace("+", "+<wbr>")
 
 
 def row_title(configuration: str, summary: Mapping[str, Any], *, paper: bool = False) -> str:
