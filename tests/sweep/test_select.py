@@ -4,13 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moegraft.compare.weights import resolve_weights
 from moegraft.config import load_recipe
 from moegraft.errors import OutputError, RecipeError, RunError
 from moegraft.report.items import read_run
 from moegraft.sweep.select import (
-    find_condition,
     recipe_of_choice,
-    resolve_weights,
     select,
     told,
     weighted_choice,
@@ -72,24 +71,6 @@ def test_the_table_names_what_was_planted_and_claims_nothing_else(asked):
     assert math["against"]["host"]["p_holm"] >= math["against"]["host"]["p"]
     assert math["num_choosing"] + math["num_confirming"] == 400
     assert not any(entry["exceeds"] for entry in table.values())  # the donor has it all too
-
-
-def test_a_condition_is_found_by_a_part_of_its_name():
-    assert find_condition("math", CONDITIONS, "--condition") == "nano_math/cot"
-    assert find_condition("nano_science/5-shot", CONDITIONS, "x") == "nano_science/5-shot"
-    with pytest.raises(RecipeError, match=r"--weights science: fits several; expected one of: .*5"):
-        find_condition("science", CONDITIONS, "--weights")
-    with pytest.raises(RecipeError, match="--condition boolq: no such condition; expected"):
-        find_condition("boolq", CONDITIONS, "--condition")
-
-
-def test_weights_become_shares_and_wrong_ones_are_refused():
-    found = resolve_weights({"math": 3, "5-shot": 1}, CONDITIONS)
-    assert found == {"nano_math/cot": 0.75, "nano_science/5-shot": 0.25}
-    with pytest.raises(RecipeError, match="math: expected a positive number, got -1"):
-        resolve_weights({"math": -1}, CONDITIONS)
-    with pytest.raises(RecipeError, match="nano_math/cot is named twice"):
-        resolve_weights({"math": 1, "cot": 1}, CONDITIONS)
 
 
 def test_weights_decide_between_conditions_that_want_opposite_experts(planted):

@@ -41,6 +41,24 @@ def parse_limit(text: str | None) -> int | str | None:
     return int(text)
 
 
+def parse_weights(texts: list[str] | None) -> dict[str, float] | None:
+    """`--weights A=2,B=1`."""
+    if texts is None:
+        return None
+    found: dict[str, float] = {}
+    for part in (part.strip() for text in texts for part in text.split(",")):
+        name, equals, number = part.rpartition("=")
+        if not equals or not name:
+            raise RecipeError(f"--weights {part}: expected CONDITION=NUMBER")
+        if name in found:
+            raise RecipeError(f"--weights: {name!r} is named twice")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise RecipeError(f"--weights {part}: expected a number, got {number!r}") from None
+    return found
+
+
 def parse_shard(text: str) -> tuple[int, int]:
     """`--shard`: i/n."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)

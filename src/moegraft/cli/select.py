@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from moegraft.cli.evaluation import DataOption, DeviceOption, IncludeOption, write_json
-from moegraft.cli.options import command_line
+from moegraft.cli.options import command_line, parse_weights
 from moegraft.errors import RecipeError
 
 _OF_RUN = ("host", "donor", "dtype", "qk_norm", "chat_template", "chat_template_kwargs")
@@ -73,7 +73,7 @@ def select(
         raise RecipeError("RUN missing: name a run directory, or use --search")
     if condition and weights:
         raise RecipeError("--condition and --weights: give one of them")
-    content = select(run, condition=condition, weights=_weights(weights), seed=seed)
+    content = select(run, condition=condition, weights=parse_weights(weights), seed=seed)
     choice = content["choice"] or _only(content["table"], out)
     if out is not None and choice is not None:
         made = recipe_of_choice(run, choice["configuration"], host=host, donor=donor)
@@ -163,24 +163,6 @@ def _progress(console: Console) -> Iterator[Callable[[Any], None]]:
             bar.update(tasks[step.stage], completed=step.done)
 
         yield on_step
-
-
-def _weights(texts: list[str] | None) -> dict[str, float] | None:
-    """`--weights A=2,B=1`."""
-    if texts is None:
-        return None
-    found: dict[str, float] = {}
-    for part in (part.strip() for text in texts for part in text.split(",")):
-        name, equals, number = part.rpartition("=")
-        if not equals or not name:
-            raise RecipeError(f"--weights {part}: expected CONDITION=NUMBER")
-        if name in found:
-            raise RecipeError(f"--weights: {name!r} is named twice")
-        try:
-            found[name] = float(number)
-        except ValueError:
-            raise RecipeError(f"--weights {part}: expected a number, got {number!r}") from None
-    return found
 
 
 def _only(table: list[Any], out: Path | None) -> Any:

@@ -56,13 +56,8 @@ class ItemBootstrap:
         the same distribution. The result does not depend on the order of items.
         """
         rows, counts = distinct_clusters(scores, clusters)
-        rng = np.random.default_rng(seed)
-        draws = np.empty((num_resamples, scores.shape[1]))
-        step = max(1, _CHUNK_BYTES // (8 * int(counts.sum())))
-        for start in range(0, num_resamples, step):
-            part = draws[start : start + step]
-            totals = tallies(rng, counts, len(part)) @ rows
-            part[:] = totals[:, :-1] / totals[:, -1:]
+        totals = resampled_totals(rows, counts, np.random.default_rng(seed), num_resamples)
+        draws = totals[:, :-1] / totals[:, -1:]
         return cls(scores.mean(axis=0), draws, len(scores), int(counts.sum()))
 
     def estimate(self, weights: Float[np.ndarray, "column"], level: float = 0.95) -> Estimate:
@@ -111,6 +106,21 @@ def distinct_clusters(
     sums = np.zeros((int(numbers.max(initial=-1)) + 1, num_columns + 1))
     np.add.at(sums, numbers, np.column_stack([scores, np.ones(num_items)]))
     return np.unique(sums, axis=0, return_counts=True)
+
+
+def resampled_totals(
+    rows: Float[np.ndarray, "row columns"],
+    counts: Int[np.ndarray, "row"],
+    rng: np.random.Generator,
+    num_resamples: int,
+) -> Float[np.ndarray, "resample columns"]:
+    """Sums over the rows of resamples of sum(counts) rows, a few resamples in memory at a time."""
+    totals = np.empty((num_resamples, rows.shape[1]))
+    step = max(1, _CHUNK_BYTES // (8 * int(counts.sum())))
+    for start in range(0, num_resamples, step):
+        part = totals[start : start + step]
+        part[:] = tallies(rng, counts, len(part)) @ rows
+    return totals
 
 
 def tallies(

@@ -7,7 +7,7 @@ from typing import Literal, cast
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import brentq
-from scipy.special import betainc, betaincinv, gammaln, ndtr, stdtr, xlog1py, xlogy
+from scipy.special import betainc, betaincinv, gammaln, ndtr, stdtr, stdtrit, xlog1py, xlogy
 
 from moegraft.stats.bootstrap import cluster_numbers
 from moegraft.stats.inference import Estimate, Interval, is_binary
@@ -103,6 +103,25 @@ def equivalence(
     return Equivalence(margin, Estimate(pairs.mean, interval), max(sides), max(sides) < alpha)
 
 
+def equivalence_by_error(
+    difference: float, error: float, degrees: float, margin: float, *, alpha: float = 0.05
+) -> Equivalence:
+    """The two one-sided t tests of a difference whose standard error is known (seeds and items).
+
+    Args:
+        difference: of two means.
+        error: its standard error.
+        degrees: of freedom of the error.
+        margin: within which the two count as equal.
+        alpha: one-sided level.
+    """
+    assert margin > 0, "nothing is equal within a margin of 0"
+    room, half = margin - abs(difference), float(stdtrit(degrees, 1 - alpha)) * error
+    p = float(stdtr(degrees, -room / error)) if error > 0 else float(room <= 0)
+    interval = Interval(difference - half, difference + half)
+    return Equivalence(margin, Estimate(difference, interval), p, p < alpha)
+
+
 def score_p(
     sums: Float[np.ndarray, "cluster"],
     sizes: Float[np.ndarray, "cluster"],
@@ -113,9 +132,11 @@ def score_p(
     """One-sided p that the mean difference is at most `null`, by a score test over clusters.
 
     T = sum(D_c - null n_c) / sqrt(variance under the null), where the null distribution is the
-    most likely one on the observed clusters, and on an unobserved cluster that loses everything,
-    with mean `null` (empirical likelihood, Owen 1988), against t with K - 1 degrees of freedom,
-    K = (sum n_c)^2 / sum n_c^2, the number of clusters where they are equally large (Kish 1965).
+    most likely one on the observed clusters, and on an unobserved one as large as the largest that
+    loses everything, with mean `null` (empirical likelihood, Owen 1988), against t with K - 1
+    degrees of freedom. K = (sum n_c^2)^2 / sum n_c^4, the number of clusters where they are equally
+    large, is Satterthwaite's where the items of a cluster stand or fall together: a few large
+    clusters among many single items are few, wherever the discordance is.
     For 0/1 scores of single items T is Tango's statistic. Unlike a t-test it does not call a
     margin safe because no loss was seen.
 
@@ -126,7 +147,7 @@ def score_p(
         bound: largest possible loss of one item.
     """
     statistic = _score(sums, sizes, null, bound)
-    num = float(sizes.sum() ** 2 / np.sum(sizes**2))
+    num = float(np.sum(sizes**2) ** 2 / np.sum(sizes**4))
     return float(stdtr(num - 1, -statistic * np.sqrt((num - 1) / num))) if num > 1.5 else 1.0
 
 
@@ -253,8 +274,7 @@ def _score(
         return 0.0
     if total < 0:
         return -_score(-sums, sizes, -null, bound)
-    # A cluster of typical size (weighted by items) that loses everything.
-    worst = -(bound + null) * float(np.sum(sizes**2) / np.sum(sizes))
+    worst = -(bound + null) * float(sizes.max())  # a cluster that loses everything
     lowest = min(worst, float(excess.min()))
     if lowest >= 0:
         return 0.0

@@ -5,11 +5,11 @@ siblings, .4 for unrelated models of one strength. All formulas are the normal a
 protocols are planned with; the tests themselves are exact.
 """
 
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from typing import cast
 
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 POWER = 0.8
 """Chance to detect what is there: the usual 80 %."""
@@ -101,6 +101,16 @@ def items_for_margin(
     scale = float(norm.isf(alpha) + norm.ppf(power))
     spread = max(discordance - difference**2, 0.0)
     return max(1, ceil(design_effect * spread * (scale / room) ** 2 - 1e-9))
+
+
+def detectable_by_error(
+    error: float, *, degrees: float = inf, alpha: float = 0.05, power: float = POWER
+) -> float:
+    """Smallest difference that a two-sided t test with this standard error finds with `power`.
+
+    (t_(alpha/2) + t_power) se; normal quantiles without `degrees`.
+    """
+    return float(t.isf(alpha / 2, degrees) + t.ppf(power, degrees)) * error
 
 
 def _items(difference: float, discordance: float, alpha: float, power: float) -> float:

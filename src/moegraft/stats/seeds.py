@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.stats import t
 
 from moegraft.stats.bootstrap import cluster_numbers
@@ -25,12 +25,19 @@ class SeedTest:
     """Part that more items would lower."""
     num_seeds: tuple[int, int]
 
+    @property
+    def error(self) -> float:
+        """Standard error of the difference."""
+        return float(np.sqrt(self.seed_variance + self.item_variance))
+
 
 def seed_test(
     a: Float[np.ndarray, "seed item"],
     b: Float[np.ndarray, "other item"],
     *,
     clusters: Sequence[str | None] | None = None,
+    weights: Float[np.ndarray, "item"] | None = None,
+    strata: Sequence[str] | None = None,
     level: float = 0.95,
 ) -> SeedTest:
     """Compare recipes a and b, each trained with several seeds, all scored on the same items.
@@ -44,29 +51,90 @@ def seed_test(
         a: scores, one row per seed; at least two.
         b: scores of the other recipe on the same items; at least two rows.
         clusters: what each item shares with others; None for items that stand alone.
+        weights: of the items in every mean, summing to 1; None for equal ones.
+        strata: which condition an item is of, where several are pooled: the items' variance is
+            that within conditions.
         level: of the interval.
     """
     assert min(len(a), len(b)) >= 2, "a single seed says nothing about seeds: compare checkpoints"
+    items = _Items.of(a.shape[1], clusters, weights, strata)
     difference = a.mean(axis=0) - b.mean(axis=0)
-    value = float(difference.mean())
-    parts = [(float(np.var(arm.mean(axis=1), ddof=1)) / len(arm), len(arm) - 1) for arm in (a, b)]
-    numbers = cluster_numbers(clusters, len(difference))
-    spread = np.bincount(numbers, weights=difference - value)
-    num = len(spread)
-    items = float(np.sum(spread**2)) * num / max(1, num - 1) / len(difference) ** 2
-    parts.append((items, max(1, num - 1)))
-    variance = sum(part for part, _ in parts)
-    if variance == 0:
-        p = 1.0 if value == 0 else 0.0
-        return SeedTest(Estimate(value, Interval(value, value)), p, 1.0, 0.0, 0.0, (len(a), len(b)))
-    degrees = variance**2 / sum(part**2 / free for part, free in parts)
-    error = float(np.sqrt(variance))
-    half = float(t.isf((1 - level) / 2, degrees)) * error
+    seeds = [_seed_part(arm, items) for arm in (a, b)]
+    parts = [*seeds, items.part(difference)]
+    estimate, p, degrees = _combine(items.mean(difference), parts, level)
     return SeedTest(
-        estimate=Estimate(value, Interval(value - half, value + half)),
-        p_value=2 * float(t.sf(abs(value) / error, degrees)),
-        degrees=float(degrees),
-        seed_variance=parts[0][0] + parts[1][0],
-        item_variance=items,
+        estimate=estimate,
+        p_value=p,
+        degrees=degrees,
+        seed_variance=seeds[0][0] + seeds[1][0],
+        item_variance=parts[2][0],
         num_seeds=(len(a), len(b)),
     )
+
+
+def seed_mean(
+    scores: Float[np.ndarray, "seed item"],
+    *,
+    clusters: Sequence[str | None] | None = None,
+    weights: Float[np.ndarray, "item"] | None = None,
+    strata: Sequence[str] | None = None,
+    level: float = 0.95,
+) -> Estimate:
+    """Mean score of a recipe over its seeds, uncertain through seeds and items; see `seed_test`."""
+    items = _Items.of(scores.shape[1], clusters, weights, strata)
+    column = scores.mean(axis=0)
+    parts = [_seed_part(scores, items), items.part(column)]
+    return _combine(items.mean(column), parts, level)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Items:
+    """How the items enter a mean, and which of them are drawn together."""
+
+    weights: Float[np.ndarray, "item"]
+    clusters: Int[np.ndarray, "item"]
+    strata: Int[np.ndarray, "item"]
+
+    @classmethod
+    def of(
+        cls,
+        num_items: int,
+        clusters: Sequence[str | None] | None,
+        weights: Float[np.ndarray, "item"] | None,
+        strata: Sequence[str] | None,
+    ) -> "_Items":
+        return cls(
+            np.full(num_items, 1 / num_items) if weights is None else weights,
+            cluster_numbers(clusters, num_items),
+            cluster_numbers(strata or ("",) * num_items, num_items),
+        )
+
+    def mean(self, column: Float[np.ndarray, "item"]) -> float:
+        return float(self.weights @ column)
+
+    def part(self, column: Float[np.ndarray, "item"]) -> tuple[float, int]:
+        """Variance of the mean through the items, and its degrees of freedom."""
+        totals = np.bincount(self.strata, weights=self.weights * column)
+        means = totals / np.bincount(self.strata, weights=self.weights)
+        spread = np.bincount(self.clusters, weights=self.weights * (column - means[self.strata]))
+        num = len(spread)
+        return float(np.sum(spread**2)) * num / max(1, num - 1), max(1, num - 1)
+
+
+def _seed_part(arm: Float[np.ndarray, "seed item"], items: _Items) -> tuple[float, int]:
+    return float(np.var(arm @ items.weights, ddof=1)) / len(arm), len(arm) - 1
+
+
+def _combine(
+    value: float, parts: Sequence[tuple[float, int]], level: float
+) -> tuple[Estimate, float, float]:
+    """Estimate, p of being 0, and degrees of freedom, from independent parts of the variance."""
+    variance = sum(part for part, _ in parts)
+    if variance < 1e-24:  # nothing but rounding
+        p = 1.0 if abs(value) < 1e-12 else 0.0
+        return Estimate(value, Interval(value, value)), p, 1.0
+    degrees = float(variance**2 / sum(part**2 / free for part, free in parts))
+    error = float(np.sqrt(variance))
+    half = float(t.isf((1 - level) / 2, degrees)) * error
+    p = 2 * float(t.sf(abs(value) / error, degrees))
+    return Estimate(value, Interval(value - half, value + half)), p, degrees

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from moegraft.compare.weights import find_condition, resolve_weights
 from moegraft.config import dump_recipe, parse_recipe
 from moegraft.errors import OutputError, RecipeError, RunError
 from moegraft.report.analysis import REFERENCES, Block, Settings, read_block
 from moegraft.report.items import Run, configuration_order, read_run
 from moegraft.report.summary import summarize
 from moegraft.report.task_table import compositions, moved, sentence, task_table
-from moegraft.stats import ItemBootstrap, sign_flip_p, split_halves
-from moegraft.stats.inference import Interval, percentile_interval
+from moegraft.stats import Interval, pooled_bootstrap, pooled_p, split_halves
 from moegraft.sweep.design import DONOR, SweepRecipe, design
 from moegraft.transfer.recipe import HOST, TransferRecipe, component_recipe
 
@@ -123,42 +123,6 @@ def told(choice: Mapping[str, Any]) -> str:
     return sentence({**choice, "condition": f"weighted ({shares})"})
 
 
-def find_condition(text: str, conditions: Sequence[str], where: str) -> str:
-    """The condition of that name, or the only one whose name has `text` in it.
-
-    Raises:
-        RecipeError: none fits, or several do.
-    """
-    fitting = [name for name in conditions if text.lower() in name.lower()]
-    if text in conditions:
-        return text
-    if len(fitting) == 1:
-        return fitting[0]
-    expected = ", ".join(fitting or conditions)
-    problem = "fits several" if fitting else "no such condition"
-    raise RecipeError(f"{where} {text}: {problem}; expected one of: {expected}")
-
-
-def resolve_weights(
-    weights: Mapping[str, float | int], conditions: Sequence[str]
-) -> dict[str, float]:
-    """Shares that sum to 1 by full condition name.
-
-    Raises:
-        RecipeError: a weight that is not positive, a condition that is not there or named twice.
-    """
-    found: dict[str, float] = {}
-    for text, weight in weights.items():
-        name = find_condition(text, conditions, "--weights")
-        if not 0 < weight < float("inf"):
-            raise RecipeError(f"--weights {text}: expected a positive number, got {weight:g}")
-        if name in found:
-            raise RecipeError(f"--weights {text}: {name} is named twice")
-        found[name] = float(weight)
-    total = sum(found.values())
-    return {name: weight / total for name, weight in found.items()}
-
-
 def weighted_choice(run: Run, shares: Mapping[str, float], *, seed: int = 0) -> Entry:
     """The composition with the highest weighted score on half the items, judged on the others.
 
@@ -233,27 +197,18 @@ class _Pooled:
     def test(
         self, name: str, reference: str, rows: np.ndarray, seed: int
     ) -> tuple[float, Interval, float]:
-        """Weighted difference, its interval, and the two-sided p of a sign flip by group.
-
-        The bootstrap draws groups within strata (groups of the same conditions), so every
-        condition keeps about its number of items.
-        """
-        parts = self._weights(rows) * (self.scores[name][rows] - self.scores[reference][rows])
-        sums: dict[str, float] = {}
-        strata: dict[str, set[str]] = {}
-        for row, part in zip(rows.tolist(), parts.tolist(), strict=True):
-            group = self.clusters[row] or self.items[row]
-            sums[group] = sums.get(group, 0.0) + part
-            strata.setdefault(group, set()).add(self.conditions[row])
-        kinds = sorted({tuple(sorted(names)) for names in strata.values()})
-        draws = 0.0
-        for number, kind in enumerate(kinds):
-            own = np.array([sums[g] for g, names in strata.items() if tuple(sorted(names)) == kind])
-            found = ItemBootstrap.of(own[:, None], seed=seed + number)
-            draws = draws + len(own) * found.draws[:, 0]
-        total = np.array([*sums.values()])
-        interval = percentile_interval(np.asarray(draws))
-        return float(total.sum()), interval, sign_flip_p(total, seed=seed)
+        """Weighted difference, its interval, and the two-sided p of a sign flip by group."""
+        of_rows = np.array([self.conditions[row] for row in rows])
+        names = [self.clusters[row] or self.items[row] for row in rows]
+        difference = self.scores[name][rows] - self.scores[reference][rows]
+        places = [np.flatnonzero(of_rows == condition) for condition in self.shares]
+        parts = [difference[place] for place in places]
+        groups = [[names[row] for row in place] for place in places]
+        shares = list(self.shares.values())
+        found = pooled_bootstrap([part[:, None] for part in parts], groups, shares, seed=seed)
+        estimate = found.estimate(np.ones(1))
+        p = pooled_p(parts, groups, shares, seed=seed)
+        return estimate.value, estimate.interval, p
 
     def _weights(self, rows: np.ndarray) -> Float[np.ndarray, " row"]:
         names = [self.conditions[row] for row in rows]
