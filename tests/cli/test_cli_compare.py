@@ -69,6 +69,22 @@ def test_compare_prints_a_ranking_sentences_and_methods(moegraft, write_scores):
     assert (found["schema"], found["models"]) == (1, ["old", "candidate"])
 
 
+def test_compare_takes_seeds_of_recipes_and_weights_of_conditions(moegraft, write_scores):
+    paths = [
+        write_scores(name, math=scores, boolq=scores[5:])
+        for name, scores in {"a1": BOTH, "a2": [0, *BOTH[1:]], "b1": BETTER, "b2": BETTER}.items()
+    ]
+    arms = ("--arm", "a=a1,a2", "--arm", "b=b1, b2")
+    code, out, err = moegraft("compare", *paths, *arms, "--weights", "math=3,boolq=1")
+    assert (code, err) == (0, "")
+    assert "b is ahead of a by 25.5 points [" in out
+    assert "60.0 59.0" in out  # what each seed scores
+    assert "Overall: weighted mean, 0.75 math and 0.25 boolq, 195 items" in out
+    found = json.loads(moegraft("compare", *paths, *arms, "--test-overall", "--json")[1])
+    assert found["arms"] == {"a": ["a1", "a2"], "b": ["b1", "b2"]}
+    assert (found["settings"]["num_tests"], found["overall"]["confirmatory"]) == (3, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -81,7 +97,13 @@ def test_compare_prints_a_ranking_sentences_and_methods(moegraft, write_scores):
         (("OLD", "NEW", "--rename", "x"), "--rename x: expected OLD=NEW"),
         (("OLD", "NEW", "--reference", "older"), "no such model; there are old, new"),
         (("OLD", "NEW", "--shard", "3/2"), "--shard: expected i/n"),
+        (("OLD", "NEW", "--arm", "x"), "--arm x: expected NAME=MODEL,MODEL,..."),
+        (("OLD", "NEW", "--arm", "x=old", "--arm", "y=new"), "x: an arm needs two or more"),
+        (("OLD", "NEW", "--arm", "x=old,new", "--arm", "x=old,new"), "--arm: x is named twice"),
+        (("OLD", "NEW", "--weights", "gsm8k"), "--weights gsm8k: expected CONDITION=NUMBER"),
+        (("OLD", "NEW", "--test-overall"), "no overall score: gsm8k is the only condition"),
         (("--as", "router=OLD"), "--as takes the place of models and needs --out"),
+        (("--as", "router=OLD", "--out", "x", "--weights", "a=1"), "have no effect with --as"),
     ],
 )
 def test_a_wrong_comparison_is_one_line(moegraft, write_scores, arguments, message):

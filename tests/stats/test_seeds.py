@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from moegraft.stats import mcnemar, seed_test
+from moegraft.stats import mcnemar, seed_mean, seed_test
 
 
 def arms(num_seeds, num_items, spread, rng, gain=0.0):
@@ -52,3 +52,30 @@ def test_equal_recipes_differ_at_the_level_only_if_seeds_are_counted(num_runs):
         naive += mcnemar(a[0], b[0]).p < 0.05
     assert both / num_runs <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / num_runs)
     assert naive / num_runs > 0.15
+
+
+def test_what_more_items_leave_of_the_seeds_variance_is_what_seeds_differ_by():
+    """Three seeds a recipe, true spread .05: the variance of a difference is 2 x .05^2 / 3."""
+    rng = np.random.default_rng(4)
+    found = [seed_test(*arms(3, 2000, 0.05, rng)).lasting_variance for _ in range(80)]
+    assert np.mean(found) == pytest.approx(2 * 0.05**2 / 3, rel=0.25)
+    none = [seed_test(*arms(3, 400, 0.0, rng)) for _ in range(80)]
+    lasting, seeds = (np.mean([getattr(one, key) for one in none]) for key in
+                      ("lasting_variance", "seed_variance"))  # fmt: skip
+    assert lasting < 0.6 * seeds  # cut at 0, so not 0 on average
+
+
+def test_pooled_conditions_count_by_their_weights_and_not_by_their_items():
+    """Two conditions of 3 items and 1 item, weighted equally: worked out by hand."""
+    a = np.array([[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]])
+    b = np.array([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
+    weights, strata = np.array([1 / 6, 1 / 6, 1 / 6, 1 / 2]), ("x", "x", "x", "y")
+    found = seed_test(a, b, weights=weights, strata=strata)
+    # means over seeds: a = (1, .5, .5, 1), b = (.5, .5, 0, .5); differences (.5, 0, .5, .5)
+    assert found.estimate.value == pytest.approx(0.5 * (1 / 3) + 0.5 * 0.5)
+    # seeds of a: 5/6 both; of b: 4/6 and 1/6, variance 1/8, halved
+    assert found.seed_variance == pytest.approx(1 / 16)
+    # within x the differences deviate by 1/6, -1/3, 1/6 from 1/3; y has one item
+    spread = np.array([1 / 6, -1 / 3, 1 / 6, 0.0]) * weights
+    assert found.item_variance == pytest.approx(np.sum(spread**2) * 4 / 3)
+    assert seed_mean(a, weights=weights, strata=strata).value == pytest.approx(5 / 6)

@@ -6,7 +6,7 @@ import pytest
 
 from moegraft.compare.weights import resolve_weights
 from moegraft.config import load_recipe
-from moegraft.errors import OutputError, RecipeError, RunError
+from moegraft.errors import OutputError, RunError
 from moegraft.report.items import read_run
 from moegraft.sweep.select import (
     recipe_of_choice,

@@ -24,7 +24,7 @@ from moegraft.cli.evaluation import (
     renames,
     write_json,
 )
-from moegraft.cli.options import command_line, parse_limit, split_list
+from moegraft.cli.options import command_line, parse_limit, parse_weights, split_list
 from moegraft.errors import RecipeError, ResultsError
 
 
@@ -56,6 +56,21 @@ def compare(
     reference: Annotated[
         str | None, typer.Option(help="Compare every model with this one only.")
     ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=M1,M2,...",
+            help="These models are training seeds of one recipe: compare recipes; repeatable.",
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A=2,B=1", help="Weights of conditions in the overall score."),
+    ] = None,
+    test_overall: Annotated[
+        bool,
+        typer.Option("--test-overall", help="Count the overall score among the adjusted tests."),
+    ] = False,
     margin: Annotated[
         float | None, typer.Option(help="Points within which models count as equal (TOST).")
     ] = None,
@@ -87,6 +102,8 @@ def compare(
     if as_:
         if models or not out:
             raise RecipeError("--as takes the place of models and needs --out for the run it makes")
+        if arm or weights or test_overall:
+            raise RecipeError("--arm, --weights and --test-overall have no effect with --as")
         _factorial(as_, out, metric, names, different_prompts)
         return
     asked = [parse_argument(text) for text in models or ()]
@@ -122,12 +139,30 @@ def compare(
         pair(results, different_prompts=different_prompts),
         reference=reference,
         margin=None if margin is None else margin / 100,
+        arms=_arms(arm),
+        weights=parse_weights(weights),
+        test_overall=test_overall,
         seed=seed,
     )
     if json:
         write_json(found)
     else:
         show_comparison(found, Console())
+
+
+def _arms(texts: Sequence[str] | None) -> dict[str, list[str]] | None:
+    """`--arm NAME=M1,M2`."""
+    if not texts:
+        return None
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, seeds = text.partition("=")
+        if not (name and equals):
+            raise RecipeError(f"--arm {text}: expected NAME=MODEL,MODEL,...")
+        if name in found:
+            raise RecipeError(f"--arm: {name} is named twice")
+        found[name] = [seed.strip() for seed in seeds.split(",") if seed.strip()]
+    return found
 
 
 def _factorial(

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from moegraft.compare.words import overall_title
 from moegraft.report.words import points
 
 _STYLES = {"pass": "green", "regressed": "bold red", "inconclusive": "yellow"}
@@ -17,28 +18,41 @@ _MAX_SENTENCES = 30
 def show_comparison(found: Mapping[str, Any], console: Console) -> None:
     """Ranking, sentences and the methods paragraph."""
     for about in found["conditions"]:
-        title = f"{about['name']}: {about['num_items']:,} items"
-        table = _table(title, ("model", "score %", "95% interval", "group"))
-        for entry in about["ranking"]:
-            low, high = entry["interval"]
-            interval = f"[{points(low)}, {points(high)}]"
-            table.add_row(
-                Text(entry["model"]), points(entry["score"]), Text(interval), entry["group"]
-            )
-        console.print(table)
-        shown = about["comparisons"][:_MAX_SENTENCES]
-        for test in shown:
-            _say(console, test["sentence"])
-        if len(shown) < len(about["comparisons"]):
-            left = len(about["comparisons"]) - len(shown)
-            _say(console, f"... and {left} more comparisons (--json has all)")
-        console.print()
+        _show_ranking(console, f"{about['name']}: {about['num_items']:,} items", about, found)
+    if (about := found["overall"]) is not None:
+        title = f"Overall: {overall_title(about)}, {about['num_items']:,} items"
+        _show_ranking(console, title, about, found)
     if found["settings"]["reference"] is None:
         _say(console, "Models that share a letter are not told apart by these items.")
     for note in found["notes"]:
         _say(console, f"Note: {note}.")
     console.print()
     _say(console, f"Methods. {found['methods']}")
+
+
+def _show_ranking(
+    console: Console, title: str, about: Mapping[str, Any], found: Mapping[str, Any]
+) -> None:
+    arms = found["arms"] is not None
+    seeds = ("seeds %",) if arms else ()
+    columns = ("recipe" if arms else "model", "score %", "95% interval", *seeds, "group")
+    _say(console, title)  # as a table's title it would wrap at the table's width
+    table = _table("", columns if about.get("confirmatory", True) else columns[:-1])
+    for entry in about["ranking"]:
+        low, high = entry["interval"]
+        cells = [Text(entry["model"]), points(entry["score"])]
+        cells.append(Text(f"[{points(low)}, {points(high)}]"))
+        if arms:
+            cells.append(" ".join(points(score) for score in entry["seeds"].values()))
+        table.add_row(*cells, *([entry["group"]] if "group" in entry else []))
+    console.print(table)
+    shown = about["comparisons"][:_MAX_SENTENCES]
+    for test in shown:
+        _say(console, test["sentence"])
+    if len(shown) < len(about["comparisons"]):
+        left = len(about["comparisons"]) - len(shown)
+        _say(console, f"... and {left} more comparisons (--json has all)")
+    console.print()
 
 
 def show_gate(found: Mapping[str, Any], console: Console) -> None:
@@ -90,7 +104,7 @@ def show_plan(planned: Sequence[Mapping[str, Any]], suite: Any, console: Console
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
     for place, name in enumerate(columns):
         table.add_column(name, justify="right" if 0 < place < len(columns) - 1 else "left")
     return table

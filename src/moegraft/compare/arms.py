@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class Rows:
 
     @classmethod
     def of(cls, one: Paired, arms: Arms) -> "Rows":
+        """The scores of one condition by arm."""
         columns = {model: one.scores[:, place] for place, model in enumerate(one.models)}
         scores = {arm: np.stack([columns[m] for m in seeds]) for arm, seeds in arms.items()}
         return cls(scores, arms, one.clusters)
@@ -103,6 +104,7 @@ class Rows:
             "error": found.error,
             "seed_variance": found.seed_variance,
             "item_variance": found.item_variance,
+            "lasting_variance": found.lasting_variance,
             "num_seeds": list(found.num_seeds),
         }
 
@@ -113,15 +115,14 @@ class Rows:
 def resolve_by_error(test: _Entry, num_items: int, alpha: float, power: float) -> None:
     """What a test with a standard error can detect, and the items that its difference would take.
 
-    More items lower the items' part of the variance only: None where the seeds' part alone is too
-    much for a difference of the observed size.
+    More items do not lower what seeds differ by: None where that alone is too much for a difference
+    of the observed size.
     """
-    how = {"degrees": test["degrees"], "alpha": alpha, "power": power}
+    how = {"degrees": test.get("degrees", inf), "alpha": alpha, "power": power}
+    seeds = test.get("lasting_variance", 0.0)
     test["detectable"] = detectable_by_error(test["error"], **how)
-    test["items_needed"] = None
-    if test["difference"] == 0:
-        return
     wanted = (abs(test["difference"]) / detectable_by_error(1.0, **how)) ** 2
-    room = wanted - test["seed_variance"]
-    if room > 0:
-        test["items_needed"] = max(1, ceil(num_items * test["item_variance"] / room - 1e-9))
+    test["items_needed"] = None
+    if wanted > seeds:
+        items = num_items * (test["error"] ** 2 - seeds) / (wanted - seeds)
+        test["items_needed"] = max(1, ceil(items - 1e-9))

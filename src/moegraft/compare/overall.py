@@ -18,7 +18,7 @@ _Entry = dict[str, Any]
 
 
 def shares_of(
-    conditions: Sequence[Paired], weights: Mapping[str, float] | None, *, needed: bool
+    conditions: Sequence[Paired], weights: Mapping[str, float | int] | None, *, needed: bool
 ) -> tuple[dict[str, float] | None, str | None]:
     """What each condition counts, or why there is no overall score.
 
@@ -98,7 +98,6 @@ def analyse_overall(
                 "interval": [estimate.interval.low, estimate.interval.high],
                 "test": "sign-flip",
                 "p": pooled_p(parts, groups, weights, **how),
-                "degrees": float("inf"),
                 "error": float(np.std(found.draws[:, a] - found.draws[:, b])),
             }
         )

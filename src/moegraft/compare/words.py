@@ -33,16 +33,42 @@ def comparison_sentence(test: Mapping[str, Any], about: Mapping[str, Any]) -> st
     return f"{lead}: {resolution(test, about)}."
 
 
+def overall_sentence(test: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """What the overall score says of two models, and that it is not among the adjusted tests."""
+    if about["confirmatory"]:
+        return f"Overall: {comparison_sentence(test, about)}"
+    low, high = test["interval"]
+    size = f"{points(test['difference'], sign=True)} points [{points(low)}, {points(high)}]"
+    return (
+        f"Overall, {test['a']} minus {test['b']} is {size}, {p_value(test['p'])}: not adjusted, "
+        "for orientation."
+    )
+
+
+def overall_title(about: Mapping[str, Any]) -> str:
+    """Which mean the overall score is."""
+    weights = about["weights"]
+    if len(set(weights.values())) == 1:
+        return f"unweighted mean of {len(weights)} conditions"
+    shares = _listed([f"{share:.2f} {name}" for name, share in weights.items()])
+    return f"weighted mean, {shares}"
+
+
 def resolution(test: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """What the items can resolve, and what the observed difference would take."""
     items = f"{about['num_items']:,} items"
-    if test["discordance"] == 0:
+    if test.get("discordance") == 0:
         return f"the two agree on all {items}"
-    able = f"{items} detect {points(test['detectable'])} points"
+    seeds = test["test"] == "seeds"
+    able = (
+        f"{items}{' and these seeds' if seeds else ''} detect {points(test['detectable'])} points"
+    )
     if test["detectable"] >= 1:
         able = f"{items} are too few to detect anything"
-    if test["items_needed"] is None:
+    if test["difference"] == 0:
         return f"{able}, and the observed difference is 0"
+    if test["items_needed"] is None:
+        return f"{able}; for a true difference of this size it takes more seeds, not more items"
     return f"{able}; a true difference of this size would take {test['items_needed']:,}"
 
 
@@ -54,14 +80,15 @@ def methods_paragraph(comparison: Mapping[str, Any]) -> str:
         _what(comparison),
         _pairing(conditions),
         *_left_out(conditions),
-        _intervals(conditions, settings),
-        _tests(conditions, tests, settings),
+        _intervals(comparison),
+        _tests(comparison),
     ]
     if any("match" in test for test in tests):
+        how = "t tests" if comparison["arms"] else "score tests of Tango 1998"
         sentences.append(
             f"Pairs without an established difference were tested for equivalence within "
             f"{points(settings['margin'])} points by two one-sided tests (Schuirmann 1987; "
-            f"score tests of Tango 1998), each at a level of {settings['alpha']:g}, unadjusted."
+            f"{how}), each at a level of {settings['alpha']:g}, unadjusted."
         )
     detectable = sorted(test["detectable"] for test in tests)
     spread = (
@@ -69,10 +96,14 @@ def methods_paragraph(comparison: Mapping[str, Any]) -> str:
         if points(detectable[0]) == points(detectable[-1])
         else f"{points(detectable[0])} to {points(detectable[-1])} points"
     )
+    seen = "variance of seeds and items" if comparison["arms"] else "discordance"
     sentences.append(
-        f"At Bonferroni's level for {len(tests)} tests and the observed discordance, differences "
-        f"of {spread} are detected with a power of {100 * settings['power']:.0f} % (Connor 1987)."
+        f"At Bonferroni's level for {settings['num_tests']} tests and the observed {seen}, "
+        f"differences of {spread} are detected with a power of {100 * settings['power']:.0f} %"
+        f"{'' if comparison['arms'] else ' (Connor 1987)'}."
     )
+    if comparison["overall"] is not None:
+        sentences.append(_overall(comparison))
     sentences.append(
         f"Computed with moegraft {moegraft.__version__} (seed {settings['seed']}, "
         f"{settings['num_resamples']:,} resamples)."
@@ -81,7 +112,10 @@ def methods_paragraph(comparison: Mapping[str, Any]) -> str:
 
 
 def _what(comparison: Mapping[str, Any]) -> str:
-    models, reference = comparison["models"], comparison["settings"]["reference"]
+    reference, arms = comparison["settings"]["reference"], comparison["arms"]
+    titles = {name: name for name in comparison["models"]}
+    if arms:
+        titles = {arm: f"{arm} ({len(seeds)} training seeds)" for arm, seeds in arms.items()}
     where = _listed(
         [
             f"{about['name']} ({about['num_items']:,} items"
@@ -96,9 +130,11 @@ def _what(comparison: Mapping[str, Any]) -> str:
         ]
     )
     if reference is None:
-        return f"We compared {len(models)} models ({_listed(models)}) pairwise on {where}."
-    others = [name for name in models if name != reference]
-    return f"We compared {_listed(others)} with {reference} on {where}."
+        kind = "training recipes" if arms else "models"
+        names = _listed(list(titles.values()))
+        return f"We compared {len(titles)} {kind} ({names}) pairwise on {where}."
+    others = _listed([title for name, title in titles.items() if name != reference])
+    return f"We compared {others} with {titles[reference]} on {where}."
 
 
 def _pairing(conditions: Sequence[Mapping[str, Any]]) -> str:
@@ -121,9 +157,17 @@ def _left_out(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"Items that not all models answered were left out ({_listed(lost)})."] if lost else []
 
 
-def _intervals(conditions: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+def _intervals(comparison: Mapping[str, Any]) -> str:
+    conditions, settings = comparison["conditions"], comparison["settings"]
     clustered = any(about["num_clusters"] < about["num_items"] for about in conditions)
     unit = "items, those of one cluster together" if clustered else "items"
+    if comparison["arms"]:
+        unit = "clusters of items" if clustered else "items"
+        return (
+            f"Training seeds and {unit} were treated as crossed random factors: the variance of a "
+            f"difference is that between the seeds of either recipe plus that between {unit}, and "
+            "scores and differences carry 95% t intervals with Satterthwaite's degrees of freedom."
+        )
     plain = all(a["binary"] and a["num_clusters"] == a["num_items"] for a in conditions)
     own = "Wilson's 95% intervals" if plain else "95% intervals"
     return (
@@ -132,24 +176,41 @@ def _intervals(conditions: Sequence[Mapping[str, Any]], settings: Mapping[str, A
     )
 
 
-def _tests(
-    conditions: Sequence[Mapping[str, Any]],
-    tests: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
-) -> str:
-    kinds = {test["test"] for test in tests}
+def _tests(comparison: Mapping[str, Any]) -> str:
+    conditions, settings = comparison["conditions"], comparison["settings"]
+    overall = comparison["overall"]
+    counted = overall is not None and overall["confirmatory"]
+    kinds = {test["test"] for about in conditions for test in about["comparisons"]}
     words = {
         "mcnemar": "the exact two-sided McNemar test",
         "sign-flip": "a two-sided sign-flip permutation test of the paired differences",
+        "seeds": "that two-sided t test",
     }
     used = _listed([text for kind, text in words.items() if kind in kinds])
-    if len(tests) == 1:
+    if settings["num_tests"] == 1:
         return f"The p value is from {used}; it is the only test, so nothing was adjusted."
     over = f" over {len(conditions)} conditions" if len(conditions) > 1 else ""
+    over += " and the overall score" if counted else ""
     return (
-        f"p values are from {used}, adjusted by Holm's method for all {len(tests)} comparisons"
-        f"{over} (family-wise level {settings['alpha']:g})."
+        f"p values are from {used}, adjusted by Holm's method for all {settings['num_tests']} "
+        f"comparisons{over} (family-wise level {settings['alpha']:g})."
     )
+
+
+def _overall(comparison: Mapping[str, Any]) -> str:
+    about = comparison["overall"]
+    how = (
+        "the same t test on the pooled items, their variance taken within conditions"
+        if comparison["arms"]
+        else "a bootstrap stratified by condition and a sign-flip test in which questions that "
+        "conditions share move together"
+    )
+    status = (
+        "it is one of the adjusted tests"
+        if about["confirmatory"]
+        else "its p values are not adjusted and no claim rests on them"
+    )
+    return f"The overall score is the {overall_title(about)}, with {how}; {status}."
 
 
 def _listed(words: Sequence[str]) -> str:

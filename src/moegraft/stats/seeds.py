@@ -23,6 +23,9 @@ class SeedTest:
     """Part of the estimate's variance that more seeds would lower."""
     item_variance: float
     """Part that more items would lower."""
+    lasting_variance: float
+    """Part of `seed_variance` that would be left with any number of items: a seed's mean also
+    carries the noise of how that seed does on single items, which is taken off here."""
     num_seeds: tuple[int, int]
 
     @property
@@ -62,12 +65,15 @@ def seed_test(
     seeds = [_seed_part(arm, items) for arm in (a, b)]
     parts = [*seeds, items.part(difference)]
     estimate, p, degrees = _combine(items.mean(difference), parts, level)
+    noise = [_item_noise(arm, items) for arm in (a, b)]
+    lasting = [max(0.0, part - own) for (part, _), own in zip(seeds, noise, strict=True)]
     return SeedTest(
         estimate=estimate,
         p_value=p,
         degrees=degrees,
         seed_variance=seeds[0][0] + seeds[1][0],
         item_variance=parts[2][0],
+        lasting_variance=sum(lasting),
         num_seeds=(len(a), len(b)),
     )
 
@@ -123,6 +129,12 @@ class _Items:
 
 def _seed_part(arm: Float[np.ndarray, "seed item"], items: _Items) -> tuple[float, int]:
     return float(np.var(arm @ items.weights, ddof=1)) / len(arm), len(arm) - 1
+
+
+def _item_noise(arm: Float[np.ndarray, "seed item"], items: _Items) -> float:
+    """Part of `_seed_part` that comes from the items: seeds differ on single ones (interaction)."""
+    residuals = arm - arm.mean(axis=0)
+    return float(np.mean([items.part(row)[0] for row in residuals])) / (len(arm) - 1)
 
 
 def _combine(

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from moegraft.compare.weights import find_condition, resolve_weights
 from moegraft.config import dump_recipe, parse_recipe
-from moegraft.errors import OutputError, RecipeError, RunError
+from moegraft.errors import OutputError, RunError
 from moegraft.report.analysis import REFERENCES, Block, Settings, read_block
 from moegraft.report.items import Run, configuration_order, read_run
 from moegraft.report.summary import summarize
