@@ -100,16 +100,16 @@ def compare(
         _resolve(about, alpha / num_tests, power)
         if margin is not None:
             _match(about, one, margin, alpha)
-    if overall is not None:
-        overall["confirmatory"] = test_overall
-        _resolve(overall, alpha / num_tests if test_overall else alpha, power)
     for about in family:
         _group(about)
     for about in found:
         for test in about["comparisons"]:
             test["sentence"] = comparison_sentence(test, about)
-    for test in () if overall is None else overall["comparisons"]:
-        test["sentence"] = overall_sentence(test, overall)
+    if overall is not None:
+        overall["confirmatory"] = test_overall
+        _resolve(overall, alpha / num_tests if test_overall else alpha, power)
+        for test in overall["comparisons"]:
+            test["sentence"] = overall_sentence(test, overall)
     comparison: Comparison = {
         "schema": SCHEMA,
         "models": list(pairing.models),
