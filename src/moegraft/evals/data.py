@@ -9,6 +9,8 @@ from moegraft.errors import EvalDataError
 
 PACKAGE = "package:"
 """In a task's `data_files`, stands for the folder of the installed package."""
+_OURS = ("paper_", "xpert_")
+_OTHER_NAMES = {"validation": ("valid", "dev")}
 
 
 def resolve_data(
@@ -20,8 +22,9 @@ def resolve_data(
         task: name of the task.
         config: the task's YAML.
         data_dir: a folder with one sub-folder per data set, or None for what the YAML says. The
-            sub-folder is called like the task, the data set's configuration or the data set
-            (`arc_challenge` for `allenai/ai2_arc`, `ARC-Challenge`) and holds `SPLIT.jsonl`.
+            sub-folder is called like the task (`xpert_dolly` or `dolly`), the data set's
+            configuration or the data set (`arc_challenge` for `allenai/ai2_arc`,
+            `ARC-Challenge`) and holds `SPLIT.jsonl`; `valid` and `dev` are `validation` too.
 
     Raises:
         EvalDataError: `data_dir` has no folder for this task, or a split is missing there.
@@ -57,7 +60,8 @@ def _expand(task: str, files: Any) -> Any:
 
 
 def _folder_names(task: str, config: Mapping[str, Any]) -> list[str]:
-    names = [task, config.get("dataset_name"), str(config["dataset_path"]).rpartition("/")[2]]
+    own = [task.removeprefix(prefix) for prefix in _OURS if task.startswith(prefix)]
+    names = [task, *own, config.get("dataset_name"), str(config["dataset_path"]).rpartition("/")[2]]
     slugs = [str(name).lower().replace("-", "_") for name in names if name]
     return list(dict.fromkeys(slugs))
 
@@ -76,12 +80,13 @@ def _split_files(
         split = config.get(key)
         if not split:
             continue
-        files = (folder / f"{split}{suffix}" for suffix in (".jsonl", ".json"))
-        path = next((path for path in files if path.is_file()), None)
-        if path is not None:
-            found[str(split)] = str(path)
-        elif split in needed:
-            raise EvalDataError(f"{task}: {folder} has no {split}.jsonl")
-        else:
+        if split not in needed:  # its records may have other fields, and take time to read
             dropped[key] = None
+            continue
+        stems = (str(split), *_OTHER_NAMES.get(str(split), ()))
+        files = (folder / f"{s}{suffix}" for s in stems for suffix in (".jsonl", ".json"))
+        path = next((path for path in files if path.is_file()), None)
+        if path is None:
+            raise EvalDataError(f"{task}: {folder} has no {split}.jsonl")
+        found[str(split)] = str(path)
     return found, dropped

@@ -136,7 +136,7 @@ class Prompter:
 
     def _cluster(self, doc: dict[str, Any]) -> str | None:
         field = metadata(self.task).get("cluster")
-        return content_hash(doc[field]) if field else None
+        return content_hash(doc[field]) if field in doc else None
 
 
 @contextmanager
