@@ -81,6 +81,23 @@ def test_texts_to_a_choice_to_knowledge(moegraft, chat_pair, corpus, tmp_path):
     code, _, err = moegraft(*take, "--out", tmp_path / "k")
     assert (code, err.count("\n")) == (2, 1)
     assert "exists and is not empty" in err
+    sizes = json.loads((chat_pair[0] / "config.json").read_text())
+    sizes |= {"num_experts": 1, "num_experts_per_tok": 1, "num_hidden_layers": 3}
+    (tmp_path / "target.json").write_text(json.dumps(sizes))
+    start = ("init", tmp_path / "k", "--target", tmp_path / "target.json", "--donor", chat_pair[0])
+    code, text, err = moegraft(*start, "--out", tmp_path / "t", "--inherit", "trunk")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--depth first: the target has 3 layers and the knowledge 2" in err
+    more = ("--depth", "uniform", "--inherit", "trunk", "--dtype", "bfloat16")
+    code, text, err = moegraft(*start, "--out", tmp_path / "t", *more)
+    assert code == 0, err
+    assert "inherited from the donor" in text
+    assert "Donor's layer behind each: 0, 1, 1" in text
+    assert {"model.safetensors", "config.json", "tokenizer.json", "provenance.json"} <= {
+        file.name for file in (tmp_path / "t").iterdir()
+    }
+    code, text, _ = moegraft(*start, "--out", tmp_path / "u", "--depth", "repeat", "--json")
+    assert json.loads(text)["mapped"]["layers"] == [0, 1, 0]
     other = ("decompose", chat_pair[1], "--selection", tmp_path / "o", "--out", tmp_path / "x")
     code, _, err = moegraft(*other, "--device", "cpu")
     assert (code, err.count("\n")) == (2, 1)
@@ -106,6 +123,14 @@ def test_texts_to_a_choice_to_knowledge(moegraft, chat_pair, corpus, tmp_path):
         (
             ["decompose", "nano:base", "--selection", "none", "--out", "o"],
             "none: no readable selection; make one with `moegraft xpert identify`",
+        ),
+        (
+            ["init", "none", "--target", "none.json", "--out", "o"],
+            "none.json: no readable config.json of a model",
+        ),
+        (
+            ["init", "none", "--target", "x", "--out", "o", "--scale", "2"],
+            "--scale 2: expected one",
         ),
         (
             ["decompose", "nano:base", "--selection", "x", "--out", "o", "--ranks", "many"],

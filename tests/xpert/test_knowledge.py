@@ -64,11 +64,24 @@ def test_factors_are_smaller_than_the_matrix_and_may_be_bfloat16(olmoe_pair, tmp
     decompose_experts(donor, selection_for(donor), how, tmp_path / "k", dtype=torch.bfloat16)
     tensors = load_file(tmp_path / "k" / "layer-000.safetensors")
     assert {name: tuple(t.shape) for name, t in tensors.items() if "gate" in name} == {
-        "gate.core": (4, 4),
-        "gate.rows": (16, 4),
-        "gate.columns": (32, 4),
+        "0.gate.core": (4, 4),
+        "0.gate.rows": (16, 4),
+        "0.gate.columns": (32, 4),
     }
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_groups_are_decomposed_apart(olmoe_pair, tmp_path):
+    donor = open_checkpoint(str(olmoe_pair[0]))
+    chosen = selection_for(donor, (3, 1, 0, 7))
+    made = decompose_experts(donor, chosen, Decomposition("mean", num_groups=2), tmp_path / "k")
+    assert made.num_groups == 2
+    for group, experts in enumerate([(3, 1), (0, 7)]):
+        assert made.about["layers"][1]["groups"][group]["experts"] == list(experts)
+        plain = load_experts(donor, 1, experts).up.mean(0)
+        assert torch.equal(made.layer(1, group)["up"].matrix(), plain)
+    with pytest.raises(RecipeError, match="--groups 3: 4 experts per layer were chosen"):
+        decompose_experts(donor, chosen, Decomposition(num_groups=3), tmp_path / "x")
 
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "qwen3_moe", "jamba", "granitemoe"])
@@ -96,7 +109,7 @@ def test_shared_experts_are_stacked_with_routed_ones(tmp_path, capsys):
     chosen = selection_for(donor, ("shared:1", 0))
     made = decompose_experts(donor, chosen, Decomposition("single"), tmp_path / "k")
     assert torch.equal(made.layer(1)["gate"].matrix(), stack.gate[0])
-    assert made.about["layers"][0]["experts"] == ["shared:1", 0]
+    assert made.about["layers"][0]["groups"][0]["experts"] == ["shared:1", 0]
 
 
 def test_a_shared_ffn_of_another_width_is_no_stack_of_experts(tmp_path, capsys):

@@ -99,18 +99,19 @@ def show_decomposition(console: Console, about: Content) -> None:
     )
     notes = []
     for entry in about["layers"]:
-        for place, (name, own) in enumerate(entry["matrices"].items()):
-            table.add_row(
-                str(entry["layer"]) if place == 0 else "",
-                " ".join(map(str, entry["experts"])) if place == 0 else "",
-                name,
-                " x ".join(map(str, own["ranks"])),
-                _number(own["retained_energy"]),
-                _number(own["sum_beta"]),
-                _number(own["norm_ratio"]),
-                _number(own["mean_norm_ratio"]),
-            )
-            notes += [f"layer {entry['layer']}, {name}: {note}" for note in _warnings(own)]
+        for group in entry["groups"]:
+            for place, (name, own) in enumerate(group["matrices"].items()):
+                table.add_row(
+                    str(entry["layer"]) if place == 0 else "",
+                    " ".join(map(str, group["experts"])) if place == 0 else "",
+                    name,
+                    " x ".join(map(str, own["ranks"])),
+                    _number(own["retained_energy"]),
+                    _number(own["sum_beta"]),
+                    _number(own["norm_ratio"]),
+                    _number(own["mean_norm_ratio"]),
+                )
+                notes += [f"layer {entry['layer']}, {name}: {note}" for note in _warnings(own)]
     console.print(table)
     _say(
         console,

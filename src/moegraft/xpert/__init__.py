@@ -4,14 +4,19 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "Adaptation": "moegraft.xpert.start",
     "Decomposition": "moegraft.xpert.decompose",
     "Identification": "moegraft.xpert.identify",
     "Knowledge": "moegraft.xpert.knowledge",
+    "Resizing": "moegraft.xpert.resize",
     "RoutingTable": "moegraft.xpert.counts",
+    "Start": "moegraft.xpert.start",
     "decompose_experts": "moegraft.xpert.knowledge",
     "identify_experts": "moegraft.xpert.identify",
+    "initialise_target": "moegraft.xpert.adapt",
     "open_knowledge": "moegraft.xpert.knowledge",
     "read_counts": "moegraft.xpert.counts",
+    "read_target": "moegraft.xpert.target",
     "routing_shift": "moegraft.xpert.shift",
 }
 

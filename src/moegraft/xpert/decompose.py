@@ -33,12 +33,17 @@ class Decomposition:
     """Align neurons first; not in the paper."""
     safe: bool = True
     """Keep all directions across experts where the averaged expert collapses; not in the paper."""
+    num_groups: int = 1
+    """Cut the chosen experts of a layer into so many groups, by rank, and decompose each apart:
+    material for FFNs wider than an expert, and for the experts of a MoE. Not in the paper."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise RecipeError(f"method {self.method!r}: expected one of {', '.join(METHODS)}")
         if self.num_sweeps < 0:
             raise RecipeError(f"--sweeps: expected a number of at least 0, got {self.num_sweeps}")
+        if self.num_groups < 1:
+            raise RecipeError(f"--groups: expected a number of at least 1, got {self.num_groups}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,12 @@ class Factored:
     `beta`, the weight of each expert; `sum_beta`, 1 = the average is all there; `norm_ratio`,
     norm against the mean norm of the experts, and `mean_norm_ratio`, that of the plain mean;
     `collapsed` and `made_safe`."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the matrix."""
+        rows = self.core.shape[0] if self.rows is None else self.rows.shape[0]
+        return rows, self.core.shape[1] if self.columns is None else self.columns.shape[0]
 
     def matrix(self) -> Float[Tensor, "rows columns"]:
         """The matrix itself."""

@@ -5,14 +5,15 @@ knowledge.layer(0)["gate"].matrix()           # [ffn, hidden]
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from moegraft.checkpoint import Checkpoint
 from moegraft.checkpoint.writer import staged_output
@@ -26,6 +27,8 @@ from moegraft.xpert.experts import (
     moe_layers,
 )
 from moegraft.xpert.identify import expert_number
+
+T = TypeVar("T")
 
 CONFIG = "knowledge.json"
 _PARTS = ("core", "rows", "columns")
@@ -44,34 +47,47 @@ class Knowledge:
         """The donor's layers that knowledge was taken from."""
         return tuple(entry["layer"] for entry in self.about["layers"])
 
-    def layer(self, layer: int) -> dict[str, Factored]:
-        """The factors of one layer by matrix.
+    @property
+    def num_groups(self) -> int:
+        """Groups of experts that every layer was cut into."""
+        return self.about["decomposition"]["num_groups"]
+
+    def layer(self, layer: int, group: int = 0) -> dict[str, Factored]:
+        """The factors of one group of experts of a layer by matrix.
 
         Raises:
             CheckpointError: missing or damaged.
         """
         entry = next(entry for entry in self.about["layers"] if entry["layer"] == layer)
+        diagnostics = entry["groups"][group]["matrices"]
         file = self.path / _file(layer)
         try:
             with safe_open(file, "pt") as tensors:
-                names = set(tensors.keys())
-                parts = {
-                    f"{name}.{part}": tensors.get_tensor(f"{name}.{part}")
-                    for name in MATRICES
-                    for part in _PARTS
-                    if f"{name}.{part}" in names
-                }
+                parts = _parts(tensors, group)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file}: not readable knowledge: {error}") from None
+        for name, part in parts:
+            if not torch.isfinite(parts[name, part]).all():
+                raise CheckpointError(f"{file}: {name} has NaN or infinite numbers")
         return {
             name: Factored(
-                parts[f"{name}.core"],
-                parts.get(f"{name}.rows"),
-                parts.get(f"{name}.columns"),
-                entry["matrices"][name],
+                parts[name, "core"],
+                parts.get((name, "rows")),
+                parts.get((name, "columns")),
+                diagnostics[name],
             )
             for name in MATRICES
         }
+
+
+def _parts(tensors: Any, group: int) -> dict[tuple[str, str], Tensor]:
+    names = set(tensors.keys())
+    return {
+        (name, part): tensors.get_tensor(f"{group}.{name}.{part}")
+        for name in MATRICES
+        for part in _PARTS
+        if part == "core" or f"{group}.{name}.{part}" in names
+    }
 
 
 def open_knowledge(path: Path | str) -> Knowledge:
@@ -121,15 +137,29 @@ def decompose_experts(
         OutputError: `out` cannot be written.
     """
     chosen = check_selection(donor, selection)
+    if selection["num_best"] % how.num_groups:
+        raise RecipeError(
+            f"--groups {how.num_groups}: {selection['num_best']} experts per layer were chosen; "
+            "expected a number that divides them; choose more with `identify --top`"
+        )
     entries = []
     with staged_output(out, inputs=[donor.path]) as folder:
         for number, (layer, experts) in enumerate(chosen.items(), start=1):
-            stack = load_experts(donor, layer, experts, device=device)
-            found = decompose_layer(stack, how, f"{donor.source}, layer {layer}")
-            _save(folder / _file(layer), found, dtype)
+            groups = []
+            for group in _grouped(experts, how.num_groups):
+                stack = load_experts(donor, layer, group, device=device)
+                groups.append(decompose_layer(stack, how, f"{donor.source}, layer {layer}"))
+            _save(folder / _file(layer), groups, dtype)
             names = [entry["expert"] for entry in _layer_entry(selection, layer)["chosen"]]
-            diagnostics = {name: one.diagnostics for name, one in found.items()}
-            entries.append({"layer": layer, "experts": names, "matrices": diagnostics})
+            entries.append(
+                {
+                    "layer": layer,
+                    "groups": [
+                        {"experts": own, "matrices": {n: one.diagnostics for n, one in f.items()}}
+                        for own, f in zip(_grouped(names, how.num_groups), groups, strict=True)
+                    ],
+                }
+            )
             on_step(number, len(chosen))
         about = _about(donor, selection, how, entries, dtype)
         (folder / "README.md").write_text(card(about), encoding="utf-8")
@@ -168,9 +198,16 @@ def _short(layers: Any) -> str:
     return ", ".join(map(str, list(layers)[:4])) + (", ..." if len(layers) > 4 else "")
 
 
-def _save(file: Path, found: Mapping[str, Factored], dtype: torch.dtype) -> None:
+def _grouped(experts: Sequence[T], num_groups: int) -> list[Sequence[T]]:
+    """Neighbours by rank, best group first."""
+    size = len(experts) // num_groups
+    return [experts[start : start + size] for start in range(0, len(experts), size)]
+
+
+def _save(file: Path, groups: Sequence[Mapping[str, Factored]], dtype: torch.dtype) -> None:
     tensors = {
-        f"{name}.{part}": value.to(dtype).cpu().contiguous()
+        f"{group}.{name}.{part}": value.to(dtype).cpu().contiguous()
+        for group, found in enumerate(groups)
         for name, factored in found.items()
         for part in _PARTS
         if (value := getattr(factored, part)) is not None
@@ -212,6 +249,7 @@ def _about(
             "num_sweeps": how.num_sweeps,
             "align": how.align,
             "safe": how.safe,
+            "num_groups": how.num_groups,
         },
         "dtype": str(dtype).removeprefix("torch."),
         "layers": entries,
@@ -222,10 +260,11 @@ def card(about: Mapping[str, Any]) -> str:
     """A model card in words; no local path is in it."""
     donor, how, selection = about["donor"], about["decomposition"], about["selection"]
     rows = "\n".join(
-        f"| {entry['layer']} | {', '.join(map(str, entry['experts']))} | "
-        + " | ".join(_cell(entry["matrices"][name]) for name in MATRICES)
+        f"| {entry['layer']} | {', '.join(map(str, group['experts']))} | "
+        + " | ".join(_cell(group["matrices"][name]) for name in MATRICES)
         + " |"
         for entry in about["layers"]
+        for group in entry["groups"]
     )
     return f"""---
 library_name: moegraft

@@ -1,0 +1,100 @@
+"""`moegraft xpert decompose`: what the chosen experts have in common, as knowledge on disk."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from moegraft.cli.evaluation import write_json
+from moegraft.cli.steps import say, show_steps
+from moegraft.cli.xpert_identify import SELECTION
+from moegraft.errors import MissingExtraError, RecipeError
+
+
+def decompose(
+    donor: Annotated[str, typer.Argument(help="Folder, org/name[@revision] or nano:NAME.")],
+    *,
+    selection: Annotated[Path, typer.Option(help="selection.json of identify, or its folder.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the knowledge.")],
+    method: Annotated[
+        str, typer.Option(help="tucker, or svd, mean, single, concat to compare.")
+    ] = "tucker",
+    ranks: Annotated[
+        str,
+        typer.Option(
+            help="half, published, full, energy=0.9, or NEURONS,HIDDEN,EXPERTS as 512,1024,2."
+        ),
+    ] = "half",
+    sweeps: Annotated[int, typer.Option(help="Of the iteration; 0 is the plain HOSVD.")] = 2,
+    groups: Annotated[
+        int, typer.Option(help="Cut the experts into groups, each decomposed apart (ours).")
+    ] = 1,
+    align: Annotated[bool, typer.Option("--align", help="Align neurons first (ours).")] = False,
+    safe: Annotated[
+        bool, typer.Option("--safe/--faithful", help="Mend an average that collapses (ours).")
+    ] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of the saved factors: float32, bfloat16, float16.")
+    ] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Data for machines on stdout.")] = False,
+) -> None:
+    """Decompose the chosen experts and save what they have in common, layer by layer."""
+    require_torch("decompose")
+    from moegraft.checkpoint import open_checkpoint
+    from moegraft.cli.xpert_tables import show_decomposition
+    from moegraft.xpert.decompose import Decomposition
+    from moegraft.xpert.knowledge import decompose_experts
+    from moegraft.xpert.ranks import parse_ranks
+
+    how = Decomposition(
+        method, parse_ranks(ranks), sweeps, align=align, safe=safe, num_groups=groups
+    )
+    chosen = _read_selection(selection)
+    where, saved = _torch_names(device, dtype)
+    opened = open_checkpoint(donor)
+    with show_steps("layers decomposed") as on_step:
+        found = decompose_experts(
+            opened, chosen, how, out, device=where, dtype=saved, on_step=on_step
+        )
+    if as_json:
+        write_json(found.about)
+    else:
+        show_decomposition(Console(), found.about)
+        say(f"{out} written")
+
+
+def require_torch(command: str) -> None:
+    """Raises MissingExtraError where torch or transformers is missing."""
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise MissingExtraError(f"xpert {command} needs torch: pip install 'moegraft[xpert]'")
+
+
+def _read_selection(path: Path) -> dict[str, Any]:
+    import json
+
+    file = path / SELECTION if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{file}: no readable selection; make one with `moegraft xpert identify`")
+    return content
+
+
+def _torch_names(device: str, dtype: str) -> tuple[str, Any]:
+    """The device, and the dtype of what is saved."""
+    import torch
+
+    saved = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in saved:
+        raise RecipeError(f"--dtype {dtype}: expected one of {', '.join(saved)}")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu", saved[dtype]
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RecipeError(f"--device {device}: no CUDA device here; use cpu")
+    return device, saved[dtype]

@@ -1,0 +1,100 @@
+"""`moegraft xpert init`: a checkpoint of a new model that starts from expert knowledge."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from moegraft.cli.evaluation import write_json
+from moegraft.cli.steps import say, show_steps
+from moegraft.cli.xpert_decompose import require_torch
+
+_SOURCES = {
+    "knowledge": "adapted from knowledge",
+    "donor": "inherited from the donor",
+    "fresh": "fresh random numbers",
+}
+
+
+def init(
+    knowledge: Annotated[Path, typer.Argument(help="A folder of `moegraft xpert decompose`.")],
+    *,
+    target: Annotated[Path, typer.Option(help="config.json of the new model, or its folder.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],
+    depth: Annotated[
+        str,
+        typer.Option(help="Layers from the front (first), spread (uniform), or in turn (repeat)."),
+    ] = "first",
+    grow: Annotated[
+        str, typer.Option(help="Wider FFNs: duplicate neurons, or concat groups.")
+    ] = "duplicate",
+    select: Annotated[
+        str, typer.Option(help="Narrower ones keep rows by leverage, or evenly spaced (even).")
+    ] = "leverage",
+    couple: Annotated[
+        bool, typer.Option("--coupled/--uncoupled", help="Gate, up and down keep the same neurons.")
+    ] = True,
+    scale: Annotated[str, typer.Option(help="none, fan_in or match_std.")] = "none",
+    outputs: Annotated[
+        str, typer.Option(help="Of experts or groups side by side: their mean or sum.")
+    ] = "mean",
+    inherit: Annotated[
+        str, typer.Option(help="none, trunk, or some of embedding,attention,norm,lm_head.")
+    ] = "none",
+    donor: Annotated[
+        str | None, typer.Option(help="The MoE of the knowledge, for --inherit and its tokenizer.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or Hub name, instead of the donor's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that starts fresh.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Data for machines on stdout.")] = False,
+) -> None:
+    """Start a new dense or MoE model from knowledge, as a checkpoint that transformers loads."""
+    require_torch("init")
+    from moegraft.checkpoint import open_checkpoint
+    from moegraft.xpert.adapt import initialise_target
+    from moegraft.xpert.inherit import parse_inherit
+    from moegraft.xpert.knowledge import open_knowledge
+    from moegraft.xpert.resize import Resizing
+    from moegraft.xpert.start import Adaptation, Start
+    from moegraft.xpert.target import read_target
+
+    resizing = Resizing(depth, grow, select, couple=couple, scale=scale, outputs=outputs)
+    how = Adaptation(resizing, parse_inherit(inherit), seed, dtype)
+    opened = open_checkpoint(donor) if donor is not None else None
+    start = Start(read_target(target), how, open_knowledge(knowledge), opened)
+    with show_steps("tensors written") as on_step:
+        about = initialise_target(start, out, donor=opened, tokenizer=tokenizer, on_step=on_step)
+    if as_json:
+        write_json(about)
+        return
+    _show(Console(), about)
+    if about["tokenizer"] is None:
+        why = "none was named" if opened is None else "the donor's does not fit or there is none"
+        say(f"No tokenizer in {out}: {why}; give one with --tokenizer.")
+    say(f"{out} written")
+
+
+def _show(console: Console, about: dict[str, Any]) -> None:
+    """What the parameters start from."""
+    table = Table(
+        "parameters",
+        title=f"A {about['target']} that starts from {about['knowledge']['donor']['name']}",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+    )
+    table.add_column("number", justify="right")
+    table.add_column("share %", justify="right")
+    numbers = about["num_parameters"]
+    for name, number in numbers.items():
+        share = 100 * number / sum(numbers.values())
+        table.add_row(_SOURCES[name], f"{number:,}", f"{share:.1f}")
+    console.print(table)
+    layers = ", ".join(map(str, about["mapped"]["layers"]))
+    console.print(f"Donor's layer behind each: {layers}", highlight=False, soft_wrap=True)
