@@ -174,3 +174,20 @@ def test_rouge_l_is_the_longest_common_subsequence_of_stemmed_words():
     # dog, bark, cat: 3 of 5 words of the reference and 3 of 4 of the response, in this order
     assert rouge_l(doc, ["dog barking loudly cat"])["rouge_l"] == pytest.approx(2 / 3)
     assert rouge_l(doc, ["cat dog"])["rouge_l"] == pytest.approx(2 * 1 / (5 + 2))
+
+
+def test_training_records_are_rendered_like_those_that_are_scored(tmp_path):
+    train = [
+        {"passage": "Ice is cold.", "question": "is ice warm", "answer": False},
+        {"passage": "Ice is cold.", "question": "is ice cold", "answer": True},
+    ]
+    data = write(tmp_path, {"boolq/train": train, "boolq/validation": DATA["boolq/validation"]})
+    options = {"tokenizer": byte_tokenizer(), "data_dir": data, "chat_template": False}
+    found = load_condition("xpert_boolq", training=True, **options)
+    assert {spoken(item.gold_pair) for item in found.items} == {
+        ("Ice is cold.\nQuestion: is ice warm?\nAnswer:", " no"),
+        ("Ice is cold.\nQuestion: is ice cold?\nAnswer:", " yes"),
+    }
+    assert len(load_condition("xpert_boolq", **options).items) == 1
+    with pytest.raises(EvalDataError, match="names no training split"):
+        load_condition("xpert_vicuna", training=True, **options)

@@ -45,6 +45,7 @@ def load_condition(
     repeats: int | None = None,
     temperature: float | None = None,
     max_gen_toks: int | None = None,
+    training: bool = False,
 ) -> Condition:
     """Load one task under one prompting strategy.
 
@@ -63,11 +64,13 @@ def load_condition(
         repeats: generations per item, averaged; default: what the task says.
         temperature: sampling temperature; 0 = greedy; default: what the task says.
         max_gen_toks: token budget of a generation; default: what the task says.
+        training: render the task's training records instead of those that are scored, in the same
+            form, to train on.
 
     Raises:
         EvalDataError: unknown task, missing data, or settings that contradict the task.
     """
-    task, notes = _load_task(name, data_dir, tuple(include))
+    task, notes = _load_task(name, data_dir, tuple(include), training)
     config = task.config
     if chat_template and not getattr(tokenizer, "chat_template", None):
         raise EvalDataError(
@@ -139,7 +142,10 @@ def _manager(include: tuple[str, ...], defaults: bool) -> Any:
 
 
 def _load_task(
-    name: str, data_dir: str | Path | None, include: tuple[str | Path, ...]
+    name: str,
+    data_dir: str | Path | None,
+    include: tuple[str | Path, ...],
+    training: bool = False,
 ) -> tuple[Any, tuple[str, ...]]:
     task_name, prompting = split_name(name)
     manager, key = _find(task_name, tuple(str(p) for p in include))
@@ -158,6 +164,8 @@ def _load_task(
     overrides: dict[str, Any] = {}
     if prompting is not None:
         overrides |= _prompting_overrides(name, prompting, entry.cfg or {})
+    if training:
+        overrides |= _training_overrides(name, entry.cfg or {})
     overrides |= resolve_data(key, {**(entry.cfg or {}), **overrides}, data_dir)
     return _build(manager, key, overrides)
 
@@ -188,6 +196,14 @@ def _prompting_overrides(name: str, prompting: str, config: Mapping[str, Any]) -
         known = f"N-shot or {own}" if own else "N-shot"
         raise EvalDataError(f"{name}: unknown prompting {prompting!r}, expected {known}")
     return {}
+
+
+def _training_overrides(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Score the training split, so that its records are rendered."""
+    split = config.get("training_split")
+    if not split:
+        raise EvalDataError(f"{name}: the task names no training split to train on")
+    return {"test_split": split, "validation_split": None, "fewshot_split": None}
 
 
 def _build(manager: Any, key: str, overrides: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:

@@ -93,7 +93,7 @@ def train_lm(
         apart = keeps_apart(model)
         trainer = _LmTrainer(
             model=model,
-            args=TrainingArguments(**options.arguments(work), train_sampling_strategy="sequential"),
+            args=TrainingArguments(**_arguments(options, work)),
             train_dataset=_Rows(list(sources.values()), order, apart),
             data_collator=_stack,
         )
@@ -186,6 +186,13 @@ class _LmTrainer(ExactTrainer):
         mean = torch.tensor(self._router_sum / self._router_count, device=self.args.device)
         self._router_sum, self._router_count = 0.0, 0
         return {"router_loss": float(self.accelerator.reduce(mean, "mean"))}  # pyright: ignore
+
+
+def _arguments(options: TrainOptions, work: Path) -> dict[str, Any]:
+    found = options.arguments(work) | {"train_sampling_strategy": "sequential"}
+    if not found["gradient_checkpointing"]:  # off anyway; naming it prints a warning
+        del found["gradient_checkpointing"]
+    return found
 
 
 class _Rows(Dataset):
