@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from tiny_families import build_tiny
 
@@ -29,3 +31,15 @@ def dense_pairs(tmp_path_factory):
         return made[model_type]
 
     return pair
+
+
+@pytest.fixture(scope="session")
+def word_anchor(tmp_path_factory):
+    """An anchor whose 40-word tokenizer leaves 24 rows of padding."""
+    folder = tmp_path_factory.mktemp("words") / "anchor"
+    build_tiny("olmo2").save_pretrained(folder)
+    words = {f"w{index}": index for index in range(40)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
+    return folder

@@ -3,8 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.bar.distance import distance
@@ -120,27 +119,15 @@ def test_domain_embeddings_become_router_rows(dense_pairs, tmp_path):
         assert torch.equal(written[f"model.layers.{layer}.mlp.gate.weight"], torch.tensor(rows))
 
 
-@pytest.fixture(scope="module")
-def with_tokenizer(tmp_path_factory):
-    """An anchor whose 40-word tokenizer leaves 24 rows of padding."""
-    folder = tmp_path_factory.mktemp("words") / "anchor"
-    build_tiny("olmo2").save_pretrained(folder)
-    words = {f"w{index}": index for index in range(40)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize(("count", "rows"), [(2, 64), (24, 64), (25, 65)])
 def test_new_tokens_take_padding_rows_first_and_start_at_the_mean(
-    count, rows, with_tokenizer, tmp_path
+    count, rows, word_anchor, tmp_path
 ):
     tokens = tuple(f"<t{index}>" for index in range(count))
-    plan, manifest = make(tmp_path, with_tokenizer, new_tokens=tokens)
+    plan, manifest = make(tmp_path, word_anchor, new_tokens=tokens)
     assert ("start equal" in " ".join(plan.warnings)) == (count > 1)
     assert manifest.tokens == {token: 40 + index for index, token in enumerate(tokens)}
-    written, own = stored_tensors(tmp_path / "branch"), stored_tensors(with_tokenizer)
+    written, own = stored_tensors(tmp_path / "branch"), stored_tensors(word_anchor)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         assert written[name].shape == (rows, 16)
         assert torch.equal(written[name][:40], own[name][:40])
@@ -156,25 +143,25 @@ def test_new_tokens_take_padding_rows_first_and_start_at_the_mean(
     assert known["within_tolerance"]
 
 
-def test_noise_tells_new_tokens_apart(with_tokenizer, tmp_path):
-    plan, _ = make(tmp_path, with_tokenizer, new_tokens=("<a>", "<b>"), token_noise=0.1)
+def test_noise_tells_new_tokens_apart(word_anchor, tmp_path):
+    plan, _ = make(tmp_path, word_anchor, new_tokens=("<a>", "<b>"), token_noise=0.1)
     assert not plan.warnings
     row = stored_tensors(tmp_path / "branch")["lm_head.weight"]
     assert not torch.equal(row[40], row[41])
 
 
-def test_new_tokens_that_cannot_be_added_are_refused(with_tokenizer, dense_pairs, tmp_path):
+def test_new_tokens_that_cannot_be_added_are_refused(word_anchor, dense_pairs, tmp_path):
     for tokens, why in ((("w3",), "is known already"), (("<a>", "<a>"), "stands twice")):
         with pytest.raises(BranchError, match=why):
-            make(tmp_path, with_tokenizer, new_tokens=tokens)
+            make(tmp_path, word_anchor, new_tokens=tokens)
     with pytest.raises(BranchError, match="has no tokenizer that new tokens could be added to"):
         make(tmp_path, dense_pairs("olmo2")[0], new_tokens=("<a>",))
 
 
-def test_differences_that_confound_are_flagged(with_tokenizer, dense_pairs, tmp_path):
+def test_differences_that_confound_are_flagged(word_anchor, dense_pairs, tmp_path):
     config = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}
     build_tiny("olmo2", **config).save_pretrained(tmp_path / "p")
-    recipe = BranchRecipe(str(with_tokenizer), "math", pretrained=str(tmp_path / "p"))
+    recipe = BranchRecipe(str(word_anchor), "math", pretrained=str(tmp_path / "p"))
     warnings = plan_branch(recipe).warnings
     assert any("rope: the anchor has {'rope_theta': 10000.0}" in line for line in warnings)
     assert any(line.startswith("tokenizer: token ids cannot be compared") for line in warnings)

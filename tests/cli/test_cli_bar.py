@@ -1,9 +1,12 @@
 import json
+import re
 import sys
 
 import pytest
 
+from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.cli import main
+from tiny_bar import train_branch
 from tiny_families import build_tiny
 
 
@@ -71,3 +74,44 @@ def test_branch_says_what_is_missing(moegraft, anchor, tmp_path):
         code, _, err = moegraft(*arguments)
         assert (code, message in err) == (2, True), err
     assert not (tmp_path / "b").exists()
+
+
+@pytest.fixture(scope="module")
+def branches(anchor):
+    found = []
+    for domain in ("math", "code"):
+        recipe = BranchRecipe(str(anchor), domain)
+        write_branch(plan_branch(recipe), anchor.parent / f"{domain}-start")
+        shared = ("lm_head.weight",) if domain == "code" else ()
+        start, out = (anchor.parent / name for name in (f"{domain}-start", domain))
+        found.append(train_branch(start, out, seed=len(found), shared=shared))
+    return found
+
+
+def test_merge_says_what_becomes_of_each_branch(moegraft, anchor, branches, tmp_path):
+    what = ("bar", "merge", "--anchor", anchor)
+    what += tuple(part for branch in branches for part in ("--branch", branch))
+    code, text, err = moegraft(*what, "--out", tmp_path / "m", "--shared", "lm_head=changed")
+    assert code == 0, err
+    assert "flex_olmo, 3 experts by method 'bar'" in text
+    assert "expert 2: code" in text
+    assert re.search(r"lm_head +equal +[\d.]+", text)
+    assert "its router is untrained" in err
+    record = json.loads((tmp_path / "m" / "merge.json").read_text())
+    assert record["shared"] == {"default": "mean", "lm_head": "changed"}
+    source = tmp_path / "m" / record["experts"][0]["source"]
+    assert source.resolve() == branches[0].resolve()
+    code, text, err = moegraft(*what, "--dry-run", "--json")
+    assert (code, json.loads(text)) == (0, {"merge": None, "moved": {}})
+
+
+def test_merge_refuses_in_one_line(moegraft, anchor, branches, tmp_path):
+    what = ("bar", "merge", "--anchor", anchor, "--branch", branches[0])
+    for more, message in (
+        ((), "expected --out DIR, or --dry-run"),
+        (("--dry-run", "--shared", "mean", "--shared", "first"), "a default policy was given"),
+        (("--dry-run", "--branch", branches[0].parent / "math-start"), "expected one per domain"),
+        (("--dry-run", "--method", "slerp"), "method: Input should be 'bar'"),
+    ):
+        code, _, err = moegraft(*what, *more)
+        assert (code, message in err) == (2, True), err

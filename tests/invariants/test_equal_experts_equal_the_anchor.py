@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
+from moegraft.bar.merge import MergeRecipe, plan_merge, write_merge
 from moegraft.bar.twin import TWINS
 from tiny_families import build_tiny
 
@@ -27,6 +28,20 @@ def test_a_branch_of_two_anchor_ffns_is_the_anchor(model_type, router, tmp_path)
     build_tiny(model_type, **SIZES.get(model_type, {})).save_pretrained(tmp_path / "anchor")
     recipe = BranchRecipe(str(tmp_path / "anchor"), "any", router=router)
     write_branch(plan_branch(recipe), tmp_path / "branch")
-    expected = logits(tmp_path / "anchor")
-    difference = (logits(tmp_path / "branch") - expected).abs().max()
-    assert difference <= 1e-5 * expected.abs().max()
+    check_equal(tmp_path / "anchor", tmp_path / "branch")
+
+
+@pytest.mark.parametrize("model_type", TWINS)
+def test_a_merge_of_untrained_branches_is_the_anchor(model_type, tmp_path):
+    build_tiny(model_type, **SIZES.get(model_type, {})).save_pretrained(tmp_path / "anchor")
+    for seed, domain in enumerate("abc"):
+        recipe = BranchRecipe(str(tmp_path / "anchor"), domain, seed=seed)
+        write_branch(plan_branch(recipe), tmp_path / domain)
+    branches = tuple(str(tmp_path / domain) for domain in "abc")
+    write_merge(plan_merge(MergeRecipe(str(tmp_path / "anchor"), branches)), tmp_path / "merged")
+    check_equal(tmp_path / "anchor", tmp_path / "merged")
+
+
+def check_equal(anchor, moe):
+    expected = logits(anchor)
+    assert (logits(moe) - expected).abs().max() <= 1e-5 * expected.abs().max()

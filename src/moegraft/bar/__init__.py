@@ -8,7 +8,12 @@ _EXPORTS = {
     "Manifest": "moegraft.bar.manifest",
     "plan_branch": "moegraft.bar.branch",
     "write_branch": "moegraft.bar.branch",
+    "MergeRecipe": "moegraft.bar.merge",
+    "MergeRecord": "moegraft.bar.record",
+    "open_branch": "moegraft.bar.branches",
+    "plan_merge": "moegraft.bar.merge",
     "read_manifest": "moegraft.bar.manifest",
+    "write_merge": "moegraft.bar.merge",
     "write_manifest": "moegraft.bar.manifest",
 }
 

@@ -5,8 +5,6 @@ anchor's; every other tensor is the anchor's; a linear router without bias weigh
 softmax over all experts, both always active (arXiv:2604.18473, section on branches).
 """
 
-import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,24 +14,17 @@ from typing import Any, ClassVar
 from moegraft.bar.cost import merged_costs
 from moegraft.bar.entries import computed, copied
 from moegraft.bar.manifest import Manifest, identity, write_manifest
-from moegraft.bar.names import named_pieces, published_name, row_name, rows
+from moegraft.bar.names import experts_digest, named_pieces, published_name, row_name, rows
 from moegraft.bar.router import check_start, router_rows
 from moegraft.bar.twin import check_tensors, expert_key, twin_config, twin_of
 from moegraft.bar.vocabulary import VOCABULARY, NewTokens, plan_tokens
+from moegraft.bar.write import write_model
 from moegraft.checkpoint import Checkpoint, open_checkpoint
-from moegraft.checkpoint.folder import CONFIG
 from moegraft.checkpoint.tensors import hash_bytes
-from moegraft.checkpoint.writer import (
-    Entry,
-    plan_shards,
-    shards_bytes,
-    staged_output,
-    write_shards,
-)
+from moegraft.checkpoint.writer import Entry
 from moegraft.config import STRICT
 from moegraft.errors import BranchError
 from moegraft.families import Family, Key
-from moegraft.transfer.apply import side_files
 from moegraft.transfer.compatibility import config_differences
 from moegraft.transfer.vocabulary import read_tokenizer, tokenizer_differences
 
@@ -145,23 +136,15 @@ def write_branch(plan: BranchPlan, out: str | Path) -> Manifest:
     Raises:
         OutputError: `out` cannot be used, or the disk is full.
     """
-    shards = plan_shards(plan.entries)
-    carried = [file for file in side_files(plan.anchor.path)[0] if file.name != CONFIG]
-    needed = shards_bytes(shards) + sum(file.stat().st_size for file in carried) + (1 << 20)
-    inputs = [plan.anchor.path, plan.pretrained.path]
-    with staged_output(out, inputs=inputs, needed_bytes=needed) as folder:
-        write_shards(folder, shards)
-        for file in carried:
-            target = folder / file.relative_to(plan.anchor.path)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
-        if plan.tokens is not None:
-            plan.tokens.tokenizer.save_pretrained(folder)
-        text = json.dumps(plan.config.to_dict(), indent=2, sort_keys=True, default=str)
-        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-        manifest = _manifest(plan, open_checkpoint(folder))
-        write_manifest(folder, manifest)
-    return manifest
+    return write_model(
+        out,
+        plan.entries,
+        plan.config.to_dict(),
+        plan.anchor,
+        inputs=[plan.anchor.path, plan.pretrained.path],
+        tokenizer=None if plan.tokens is None else plan.tokens.tokenizer,
+        finish=lambda folder: _finish(plan, folder),
+    )
 
 
 def with_distance(manifest: Manifest, found: dict[str, Any]) -> Manifest:
@@ -223,6 +206,12 @@ def _router(plan: BranchPlan, layer: int, dtype: str) -> Entry:
     return computed(name, dtype, shape, lambda: plan.routers[layer])
 
 
+def _finish(plan: BranchPlan, folder: Path) -> Manifest:
+    manifest = _manifest(plan, open_checkpoint(folder))
+    write_manifest(folder, manifest)
+    return manifest
+
+
 def _manifest(plan: BranchPlan, written: Checkpoint) -> Manifest:
     frozen, shared = {}, {}
     for name, stored in named_pieces(written).items():
@@ -240,6 +229,7 @@ def _manifest(plan: BranchPlan, written: Checkpoint) -> Manifest:
         "router": recipe.router if recipe.router in ("normal", "zero") else "embeddings",
         "seed": recipe.seed,
         "warnings": list(plan.warnings),
+        "experts_sha256": experts_digest(written, 1),
     }
     if plan.pretrained is not plan.anchor:
         start["pretrained"] = identity(plan.pretrained, plan.pretrained.content_hashes())

@@ -6,6 +6,7 @@ whatever layout a trainer saves; a range of rows of the leading axis stands in b
 
 import re
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 
 from moegraft.checkpoint import Checkpoint, StoredPiece
 from moegraft.checkpoint.tensors import hash_bytes
@@ -90,6 +91,24 @@ def piece_hashes(checkpoint: Checkpoint, names: Mapping[str, str]) -> Iterator[t
     pieces = named_pieces(checkpoint)
     for name in names:
         yield name, hash_bytes(find_piece(pieces, name))
+
+
+def experts_digest(checkpoint: Checkpoint, first: int) -> str:
+    """Sha256 over the experts from index `first` on, whatever layout they are stored in."""
+    digest = sha256()
+    for name, stored in sorted(named_pieces(checkpoint).items()):
+        key = stored.piece.key
+        if key.component == "experts" and key.expert is not None and key.expert >= first:
+            digest.update(f"{name} {hash_bytes(stored)}\n".encode())
+    return digest.hexdigest()
+
+
+def content_digest(checkpoint: Checkpoint) -> str:
+    """Sha256 over all pieces by canonical name: the same for every layout."""
+    digest = sha256()
+    for name, stored in sorted(named_pieces(checkpoint).items()):
+        digest.update(f"{name} {hash_bytes(stored)}\n".encode())
+    return digest.hexdigest()
 
 
 def _filled(family: Family, rule: Rule, key: Key) -> str | None:

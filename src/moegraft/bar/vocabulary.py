@@ -103,3 +103,10 @@ def vocabulary_pieces(checkpoint: Checkpoint) -> Iterator[StoredPiece]:
     for key, stored in checkpoint.pieces().items():
         if key.component in VOCABULARY:
             yield stored
+
+
+def vocabulary_rows(checkpoint: Checkpoint) -> int:
+    """Rows of the embedding."""
+    return next(
+        s.shape[0] for key, s in checkpoint.pieces().items() if key.component == "embedding"
+    )

@@ -2,10 +2,11 @@
 
 import typer
 
-from moegraft.cli import bar_branch
+from moegraft.cli import bar_branch, bar_merge
 
 commands = typer.Typer(
     help="Train domains apart as branches of one model, and merge them as one MoE.",
     no_args_is_help=True,
 )
 commands.command()(bar_branch.branch)
+commands.command()(bar_merge.merge)

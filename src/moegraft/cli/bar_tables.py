@@ -25,6 +25,33 @@ def show_branch(console: Console, plan: Any) -> None:
         _say(console, f"tokens   {named}; rows at the mean row, {noise}")
 
 
+def show_merge(console: Console, plan: Any) -> None:
+    """Print what a merge is made of."""
+    kind = plan.family.name if plan.is_dense else f"{plan.family.name}, {plan.num_experts} experts"
+    _say(console, f"anchor   {plan.recipe.anchor}")
+    _say(console, f"merged   {kind} by method {plan.recipe.method!r}")
+    for index, part in enumerate(plan.parts, 1):
+        what = f"mean of FFNs with {part.name}" if plan.is_dense else f"expert {index}: {part.name}"
+        _say(console, f"         {what} ({part.source})")
+    _say(console, f"shared   {plan.policy('')}")
+    if plan.tokens is not None:
+        named = ", ".join(f"{token} = {index}" for token, index in plan.tokens.ids.items())
+        _say(console, f"tokens   {named}")
+
+
+def show_divergence(console: Console, moved: Mapping[str, Mapping[str, float]]) -> None:
+    """Print how far each branch's shared tensors are from the anchor's, by component."""
+    names = list(next(iter(moved.values())))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("largest relative distance from the anchor")
+    for name in names:
+        table.add_column(escape(name), justify="right")
+    for component, own in moved.items():
+        cells = ("equal" if own[name] == 0 else f"{own[name]:.2g}" for name in names)
+        table.add_row(component, *cells)
+    console.print(table)
+
+
 def show_costs(console: Console, costs: Content) -> None:
     """Print what host, branch and merged model cost to hold and to serve."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")

@@ -58,7 +58,7 @@ def diff(
     from moegraft.transfer.diff import compare_checkpoints
 
     ours, theirs = (_open(source, family_map, unknown) for source in (host, donor))
-    with _progress("compare", ours.num_bytes) as on_bytes:
+    with show_bytes("compare", ours.num_bytes) as on_bytes:
         found = compare_checkpoints(ours, theirs, on_bytes=on_bytes)
     if as_json:
         rows = asdict(found) | {"transferable": found.transferable}
@@ -152,7 +152,7 @@ def _carry_out(
     if push is not None:
         check_push(push)
     started = time.monotonic()
-    with _progress("write", plan.nbytes) as on_bytes:
+    with show_bytes("write", plan.nbytes) as on_bytes:
         apply_plan(plan, out, verify=verify, on_bytes=on_bytes)
     seconds = time.monotonic() - started
     notes = Console(stderr=True, soft_wrap=True)
@@ -221,7 +221,7 @@ def _without_collection() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def show_bytes(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left on stderr, where that is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:

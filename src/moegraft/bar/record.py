@@ -1,0 +1,96 @@
+"""`merge.json`: which branch each expert of a merged model is, how it was merged, what followed."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from moegraft.errors import BranchError, OutputError
+
+MERGE = "merge.json"
+SCHEMA = 1
+
+_KEYS = {"method", "anchor", "experts", "shared", "tokens", "stages", "warnings"}
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRecord:
+    """What a merged model is made of."""
+
+    method: str
+    """`bar`, `appended`, `average`, `btx` or `btx-released`."""
+    anchor: Mapping[str, Any]
+    """Identity of the anchor, and `source`, where it was relative to the merged folder."""
+    experts: tuple[Mapping[str, Any], ...]
+    """One entry per branch, in the order of the experts: `domain`, `experts` (indices), `source`,
+    `content_sha256`, `stages`."""
+    shared: Mapping[str, str]
+    """The averaging policy by component; `default` for the others."""
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """New tokens and their ids."""
+    stages: tuple[Mapping[str, Any], ...] = ()
+    """Router trainings since the merge."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains in the order of their experts."""
+        return tuple(expert["domain"] for expert in self.experts)
+
+    def with_stage(self, stage: Mapping[str, Any]) -> "MergeRecord":
+        """This record with one more finished stage."""
+        return replace(self, stages=(*self.stages, dict(stage)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of merge.json."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def relative_source(source: Path, out: Path) -> str:
+    """Where a source lies as seen from the merged folder, so that both can be moved together."""
+    return os.path.relpath(source.resolve(), out.resolve())
+
+
+def read_record(folder: Path | str) -> MergeRecord:
+    """The record of the merged model in `folder`.
+
+    Raises:
+        BranchError: there is none, or it is not of this form.
+    """
+    file = Path(folder) / MERGE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BranchError(
+            f"{folder}: has no {MERGE}; expected a folder that `moegraft bar merge` made"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BranchError(f"{file}: cannot be read ({error})") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise BranchError(f"{file}: expected schema {SCHEMA} of a merge")
+    fields: dict[str, Any] = {key: value for key, value in content.items() if key != "schema"}
+    wrong = sorted(_KEYS ^ fields.keys())
+    if wrong:
+        told = "unknown key" if wrong[0] in fields else "lacks"
+        raise BranchError(f"{file}: {told} {wrong[0]!r}")
+    for key in ("experts", "stages", "warnings"):
+        fields[key] = tuple(fields[key])
+    return MergeRecord(**fields)
+
+
+def write_record(folder: Path | str, record: MergeRecord) -> None:
+    """Write `record` into the merged folder, in one step.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    file = Path(folder) / MERGE
+    aside = file.with_name(f".{MERGE}.partial")
+    try:
+        text = json.dumps(record.as_dict(), indent=1, ensure_ascii=False) + "\n"
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(file)
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be written ({error.strerror})") from None
