@@ -1,18 +1,20 @@
 """The byte-range engine: runs of source bytes into a file, by the kernel where it can.
 
-`copy_file_range` copies inside the kernel, and on file systems that share blocks (XFS, btrfs) it
-shares them instead when source and destination have the same phase modulo the block size. Where
-the call is missing or refused, the bytes go through a buffer.
+On file systems that share blocks (XFS, btrfs) `copy_file_range` shares them instead of copying,
+when source and destination have the same phase modulo the block size. Elsewhere large runs are
+written past the page cache (`direct`), and the rest by `copy_file_range`, which copies inside the
+kernel. Where a call is missing or refused, the bytes go through a buffer.
 """
 
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
 
+from moegraft.checkpoint.direct import Move, aligned_part, shares_blocks, write_direct
 from moegraft.errors import CheckpointError
 
 BLOCK_BYTES = 4096
@@ -104,79 +106,105 @@ def write_runs(
     on_bytes: Callable[[int], None] | None = None,
     stop: Event | None = None,
 ) -> None:
-    """Carry `runs` out to the open file `out`. Memory: one buffer of 4 MB, or one `Produced`.
+    """Carry `runs` out to the open file `out`. Memory: three buffers of 4 MB, or one `Produced`.
 
     Args:
         out: file descriptor, writable.
         runs: as `coalesce` gives them.
         data_start: absolute position of offset 0.
-        on_bytes: called with the number of bytes after each step.
+        on_bytes: called with the number of bytes after each step, also from other threads.
         stop: when set by another thread, writing ends early.
 
     Raises:
         CheckpointError: a source cannot be opened or became shorter.
     """
+    stop, on_bytes = stop or Event(), on_bytes or (lambda _: None)
+    copier = _Copier(out, on_bytes, stop)
     opened: dict[Path, int] = {}
-    copier = _Copier(on_bytes or (lambda _: None), stop or Event())
+    moves = []
     try:
         for run in runs:
             source, position = run.source, data_start + run.offset
             if isinstance(source, Produced):
-                copier.write(out, source, position)
+                copier.write(source, position)
                 continue
             if source.file not in opened:
                 opened[source.file] = _open(source.file)
-            copier.copy(opened[source.file], source, out, position)
+            moves.append(Move(*source, position))
+        for move in _after_direct(out, moves, opened, on_bytes, stop):
+            copier.copy(opened[move.file], move)
     finally:
         for fd in opened.values():
             os.close(fd)
 
 
+def _after_direct(
+    out: int,
+    moves: list[Move],
+    opened: Mapping[Path, int],
+    on_bytes: Callable[[int], None],
+    stop: Event,
+) -> list[Move]:
+    """What is left of `moves` once their large parts are written, unless blocks are shared."""
+    if shares_blocks(out, moves, opened):
+        return moves
+    large, rest = [], []
+    for move in moves:
+        begin, end = aligned_part(move)
+        if begin == end:
+            rest.append(move)
+            continue
+        large.append(move.part(begin, end))
+        edges = (move.part(0, begin), move.part(end, move.nbytes))
+        rest += [edge for edge in edges if edge.nbytes]
+    return rest + (write_direct(out, large, opened, on_bytes=on_bytes, stop=stop) if large else [])
+
+
 class _Copier:
     """Copies ranges; remembers when the kernel has refused, so that it is asked only once."""
 
-    def __init__(self, on_bytes: Callable[[int], None], stop: Event) -> None:
+    def __init__(self, out: int, on_bytes: Callable[[int], None], stop: Event) -> None:
+        self.out = out
         self.on_bytes = on_bytes
         self.stop = stop
         self.in_kernel = hasattr(os, "copy_file_range")
 
-    def write(self, out: int, source: Produced, position: int) -> None:
+    def write(self, source: Produced, position: int) -> None:
         data = memoryview(source.produce()).cast("B")
         assert len(data) == source.nbytes, f"produced {len(data)} bytes, promised {source.nbytes}"
         while len(data) and not self.stop.is_set():
-            count = os.pwrite(out, data[:_CHUNK_BYTES], position)
+            count = os.pwrite(self.out, data[:_CHUNK_BYTES], position)
             data, position = data[count:], position + count
             self.on_bytes(count)
 
-    def copy(self, fd: int, source: ByteRange, out: int, position: int) -> None:
-        start, left = source.start, source.nbytes
+    def copy(self, fd: int, move: Move) -> None:
+        start, position, left = move.start, move.position, move.nbytes
         while left and not self.stop.is_set():
-            count = self._kernel_step(fd, start, out, position, left) if self.in_kernel else 0
-            count = count or self._buffer_step(fd, start, out, position, left)
+            count = self._kernel_step(fd, start, position, left) if self.in_kernel else 0
+            count = count or self._buffer_step(fd, start, position, left)
             if not count:
-                raise CheckpointError(f"{source.file}: ends early; was it rewritten meanwhile?")
+                raise CheckpointError(f"{move.file}: ends early; was it rewritten meanwhile?")
             start, position, left = start + count, position + count, left - count
             self.on_bytes(count)
 
-    def _kernel_step(self, fd: int, start: int, out: int, position: int, left: int) -> int:
+    def _kernel_step(self, fd: int, start: int, position: int, left: int) -> int:
         count = min(left, _CHUNK_BYTES)
         head = -start % BLOCK_BYTES
         if head and (start - position) % BLOCK_BYTES == 0:
             count = min(count, head)  # up to the block's end; from there blocks can be shared
         try:
-            return os.copy_file_range(fd, out, count, start, position)
+            return os.copy_file_range(fd, self.out, count, start, position)
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
             self.in_kernel = False
             return 0
 
-    @staticmethod
-    def _buffer_step(fd: int, start: int, out: int, position: int, left: int) -> int:
+    def _buffer_step(self, fd: int, start: int, position: int, left: int) -> int:
         data = memoryview(os.pread(fd, min(left, _BUFFER_BYTES), start))
         total = len(data)
         while data:
-            count = os.pwrite(out, data, position)
+            count = os.pwrite(self.out, data, position)
             data, position = data[count:], position + count
         return total
 
