@@ -36,7 +36,7 @@ DATA = {
     ],
     "dolly/valid": [INSTRUCTION],
     "self_instruct/valid": [INSTRUCTION | {"input": "Not blue."}],
-    "vicuna/valid": [INSTRUCTION],
+    "vicuna/valid": [{"instruction": "Name a color.", "output": "Red."}],
     "sinst/validation": [
         INSTRUCTION | {"output": ["It is red.", "The color is blue."], "topic": "task1"},
         INSTRUCTION | {"input": "Again.", "output": ["Gray."], "topic": "task1"},
@@ -191,3 +191,9 @@ def test_training_records_are_rendered_like_those_that_are_scored(tmp_path):
     assert len(load_condition("xpert_boolq", **options).items) == 1
     with pytest.raises(EvalDataError, match="names no training split"):
         load_condition("xpert_vicuna", training=True, **options)
+
+
+def test_a_record_without_a_field_of_the_prompt_is_named(tmp_path):
+    data = write(tmp_path, {"piqa/validation": [{"goal": "Dry a cup", "sol1": "wet it"}]})
+    with pytest.raises(EvalDataError, match="xpert_piqa: a record lacks a field: 'label'"):
+        load_condition("xpert_piqa", tokenizer=byte_tokenizer(), data_dir=data, chat_template=False)

@@ -208,10 +208,13 @@ def _training_overrides(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build(manager: Any, key: str, overrides: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
     from datasets.exceptions import DatasetsError
+    from jinja2 import UndefinedError
 
     spec = {"group": "moegraft", "task": [{"task": key, **overrides}]}
     try:
         task = manager.load([spec])["tasks"][key]
+    except UndefinedError as error:
+        raise EvalDataError(f"{key}: a record lacks a field: {error}") from None
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
         raise EvalDataError(
