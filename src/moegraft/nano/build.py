@@ -76,7 +76,7 @@ def _base(plan: BuildPlan, work: Path) -> None:
 def _post_train(plan: BuildPlan, work: Path, name: str, step: str, before: Path) -> None:
     from moegraft.nano import recipes
     from moegraft.train.dpo import train_dpo
-    from moegraft.train.grpo import train_grpo
+    from moegraft.train.grpo import GrpoOptions, train_grpo
     from moegraft.train.sft import train_sft
 
     recipe = plan.recipes[name]
@@ -94,8 +94,9 @@ def _post_train(plan: BuildPlan, work: Path, name: str, step: str, before: Path)
             tokenizer,
             recipes.tasks(recipe, plan.num_generations),
             recipe.rl,
-            num_generations=plan.num_generations,
-            max_new_tokens=plan.max_new_tokens,
+            grpo=GrpoOptions(
+                num_generations=plan.num_generations, max_new_tokens=plan.max_new_tokens
+            ),
             work=place,
         )
     finish_stage(work / name / step, model, tokenizer, time.perf_counter() - begin)

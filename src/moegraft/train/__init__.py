@@ -21,6 +21,9 @@ _EXPORTS = {
     "Blocks": "moegraft.train.text",
     "pack": "moegraft.train.text",
     "read_documents": "moegraft.train.text",
+    "read_chats": "moegraft.train.chats",
+    "pack_chats": "moegraft.train.chats",
+    "GrpoOptions": "moegraft.train.grpo",
     "read_metrics": "moegraft.train.loop",
 }
 

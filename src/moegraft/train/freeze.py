@@ -91,6 +91,10 @@ class Freeze:
         self._handles.append(optimizer.register_step_pre_hook(step.narrow))
         self._handles.append(optimizer.register_step_post_hook(step.widen))
 
+    def prepare(self, _model: nn.Module, optimizer: Optimizer) -> None:
+        """`guard`, in the form that the trainers here take as their `prepare`."""
+        self.guard(optimizer)
+
     def check(self) -> None:
         """Compare every frozen byte with its hash from when the model was frozen.
 

@@ -1,23 +1,91 @@
 """Reinforcement learning with verifiable rewards (TRL's GRPOTrainer)."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from moegraft.errors import RecipeError, TrainingError
 from moegraft.train.data import Record, dataset
+from moegraft.train.loop import ExactTrainer, OnStep, Prepare, not_finite
 from moegraft.train.options import TrainOptions
-from moegraft.train.verifiers import rewards
+from moegraft.train.programs import Limits
+from moegraft.train.trl_run import checked, mean_of_tail, run_records
+from moegraft.train.verifiers import FAILURES, Grader, check_tasks
+
+_LIMITS = Limits()
 
 
-def answer_reward(
-    completions: list[Any], kind: list[str], gold: list[str], **_: Any
-) -> list[float | None]:
-    """The reward TRL asks for: 1 where the verifier of the prompt's kind accepts the completion."""
-    return [*rewards([turns[0]["content"] for turns in completions], kind, gold)]
+@dataclass(frozen=True, slots=True)
+class GrpoOptions:
+    """How completions are sampled, rewarded and learned from.
+
+    BAR (section "RLVR" of its recipe): 8 completions of each of 64 prompts, four mini-batches,
+    temperature 1, no reference model, advantages centred but not divided by their deviation,
+    ratios clipped at 0.2 below and 0.272 above, the token-level loss of DAPO, reward 10.
+
+    Raises:
+        RecipeError: a value is out of its range.
+    """
+
+    num_generations: int = 8
+    """Completions a prompt, compared with one another."""
+    max_new_tokens: int = 96
+    """Length at which a completion is cut; what was cut still counts."""
+    temperature: float = 1.0
+    beta: float = 0.0
+    """Weight of the divergence from the start; 0 needs no reference model."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    """Bounds of the ratio of new and old probability: 1 - low to 1 + high."""
+    scale_rewards: bool = True
+    """Divide a group's advantages by their standard deviation."""
+    reward: float = 1.0
+    """What a right answer earns; matters where rewards are not scaled."""
+    mini_batches: int = 1
+    """Optimizer steps on the completions of one round of sampling."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_generations", "max_new_tokens", "temperature", "reward", "mini_batches"):
+            if getattr(self, name) <= 0:
+                raise RecipeError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        if self.num_generations < 2:
+            raise RecipeError("num_generations: expected at least 2, which can be compared")
+
+    @staticmethod
+    def as_published(max_new_tokens: int = 4096) -> "GrpoOptions":
+        """What BAR trains with."""
+        return GrpoOptions(
+            max_new_tokens=max_new_tokens,
+            clip_high=0.272,
+            scale_rewards=False,
+            reward=10.0,
+            mini_batches=4,
+        )
+
+
+_DEFAULT = GrpoOptions()
+
+
+class _Grpo(ExactTrainer, GRPOTrainer):
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One pass, with sampling before it.
+
+        Raises:
+            TrainingError: its loss, or what completions are sampled from, is not finite.
+        """
+        try:
+            return super().training_step(*args, **kwargs)
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            what = "a probability to sample from"
+            raise TrainingError(not_finite(self.state.global_step + 1, what, self.args)) from None
 
 
 def train_grpo(
@@ -27,43 +95,98 @@ def train_grpo(
     options: TrainOptions,
     *,
     work: Path,
-    num_generations: int = 8,
-    max_new_tokens: int = 96,
-    temperature: float = 1.0,
-    beta: float = 0.0,
+    grpo: GrpoOptions = _DEFAULT,
+    limits: Limits = _LIMITS,
+    prepare: Prepare | None = None,
+    on_step: OnStep | None = None,
 ) -> float:
     """Train `model` in place to answer `tasks` rightly.
+
+    A verifier that raises or hangs costs its completion the reward; it is counted in the metrics
+    (`verifier_failures`) and written to `verifier_failures.jsonl`. Called again after an
+    interruption it goes on from the last checkpoint, on the same trajectory.
 
     Args:
         model: The policy.
         tokenizer: Its tokenizer, with a chat template.
         tasks: Records of `data.task`.
         options: Steps, batch (completions a step: a multiple of `num_generations`), rate, seed.
-        work: A folder for the trainer; nothing of use is left there.
-        num_generations: Completions a prompt, compared with one another.
-        max_new_tokens: Length at which a completion is cut.
-        temperature: Of sampling.
-        beta: Weight of the divergence from the start; 0 needs no reference model.
+        work: The training's own folder: `metrics.jsonl` and checkpoints.
+        grpo: How completions are sampled and learned from.
+        limits: Of programs and of your own verifiers.
+        prepare: Called with the model and its optimizer, e.g. `Freeze.prepare`.
+        on_step: Told about progress.
 
     Returns:
         The mean reward over the last tenth of the logged steps.
+
+    Raises:
+        TrainDataError: there is no task, or a gold answer does not fit its verifier.
+        RecipeError: no such verifier; or a batch that cannot be divided.
+        TrainingError: the loss or a gradient is not finite; the last checkpoint stays.
+        RunError: `work` holds another training.
     """
-    arguments = options.arguments(work) | {
-        "num_generations": num_generations,
-        "max_completion_length": max_new_tokens,
-        "temperature": temperature,
-        "beta": beta,
+    records = checked(dataset(tasks), "task")
+    kinds = [str(kind) for kind in records["kind"]]
+    check_tasks(zip(kinds, map(str, records["gold"]), strict=True))
+    arguments = _arguments(options, grpo, work)
+    with Grader(kinds, work / FAILURES, limits) as grader:
+        trainer = _Grpo(
+            model=model,
+            reward_funcs=_answer_reward(grader, tokenizer),  # pyright: ignore[reportArgumentType]
+            args=GRPOConfig(**arguments),
+            train_dataset=records,
+            processing_class=tokenizer,
+        )
+        about = {"stage": "grpo", "options": options, "grpo": grpo}
+        rows = run_records(
+            trainer,
+            records,
+            about,
+            prepare=prepare,
+            on_step=on_step,
+            extra=lambda: {"verifier_failures": grader.num_failures},
+        )
+    return mean_of_tail(rows, "reward", 0.1) / grpo.reward
+
+
+def _arguments(options: TrainOptions, grpo: GrpoOptions, work: Path) -> dict[str, Any]:
+    arguments = options.arguments(work)
+    if options.batch % grpo.num_generations:
+        raise RecipeError(
+            f"batch: {options.batch} completions cannot be divided into groups of "
+            f"{grpo.num_generations} (num_generations)"
+        )
+    if options.save_every % grpo.mini_batches:
+        raise RecipeError(
+            f"save_every: {options.save_every} is no multiple of mini_batches "
+            f"({grpo.mini_batches}); a training resumes where completions are sampled"
+        )
+    return arguments | {
+        "num_generations": grpo.num_generations,
+        "max_completion_length": grpo.max_new_tokens,
+        "temperature": grpo.temperature,
+        "beta": grpo.beta,
+        "epsilon": grpo.clip_low,
+        "epsilon_high": grpo.clip_high,
+        "loss_type": "dapo",
+        "scale_rewards": "group" if grpo.scale_rewards else "none",
+        "reward_weights": [grpo.reward],
+        "steps_per_generation": arguments["gradient_accumulation_steps"] * grpo.mini_batches,
         # The load-balancing loss of transformers cannot take the padding of generation.
         "router_aux_loss_coef": 0.0,
     }
-    trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=answer_reward,
-        args=GRPOConfig(**arguments),
-        train_dataset=dataset(tasks),
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    seen = [row["reward"] for row in trainer.state.log_history if "reward" in row]
-    tail = seen[-max(1, len(seen) // 10) :]
-    return sum(tail) / max(1, len(tail))
+
+
+def _answer_reward(grader: Grader, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The reward function that TRL asks for."""
+    plain = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+    def answer_reward(
+        completion_ids: list[list[int]], kind: list[str], gold: list[str], **_: Any
+    ) -> list[float]:
+        # Tokens that a domain has added, such as those around a tool call, stay in the text.
+        kept = [[token for token in ids if token not in plain] for ids in completion_ids]
+        return grader.rewards([str(tokenizer.decode(ids)) for ids in kept], kind, gold)
+
+    return answer_reward

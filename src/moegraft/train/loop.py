@@ -22,6 +22,8 @@ METRICS = "metrics.jsonl"
 _ABOUT = "training.json"
 _LIVE = "live.safetensors"
 _COMPLETE = "COMPLETE"
+_LEFT_OUT = {"epoch", "num_tokens", "num_input_tokens_seen", "train_tokens_per_second"}
+"""Not in the metrics: `tokens` says it, and TRL's own counts begin anew after an interruption."""
 _log = logging.getLogger(__name__)
 
 Prepare = Callable[[nn.Module, torch.optim.Optimizer], None]
@@ -62,7 +64,7 @@ class ExactTrainer(Trainer):
         """
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
-            raise TrainingError(_not_finite(self.state.global_step + 1, "the loss", self.args))
+            raise TrainingError(not_finite(self.state.global_step + 1, "the loss", self.args))
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -98,7 +100,8 @@ class Record(TrainerCallback):
 
         Args:
             work: the training's folder.
-            tokens_per_step: over all processes, for the column `tokens`.
+            tokens_per_step: over all processes, for the column `tokens`; None where steps differ
+                and the trainer counts.
             eval_every: steps between validations; 0 = before the first and after the last step.
             validate: returns losses by name; runs in every process.
             extra: more columns of a row, since the row before; runs in every process.
@@ -139,7 +142,7 @@ class Record(TrainerCallback):
         norm: Any = torch.nn.utils.get_total_norm(grads)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # a DTensor
         if not torch.isfinite(norm):
-            raise TrainingError(_not_finite(state.global_step + 1, "the gradient", args))
+            raise TrainingError(not_finite(state.global_step + 1, "the gradient", args))
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
@@ -169,11 +172,12 @@ class Record(TrainerCallback):
         if "loss" not in logs and "reward" not in logs:  # the summary at the end
             return
         row: dict[str, Any] = {
-            k: v for k, v in logs.items() if k != "epoch" and isinstance(v, int | float)
+            k: v for k, v in logs.items() if k not in _LEFT_OUT and isinstance(v, int | float)
         }
         if self._extra is not None:
             row |= self._extra()
-            row["loss"] -= row.get("router_loss", 0.0)
+            if "router_loss" in row:
+                row["loss"] -= row["router_loss"]
         if self._losses:
             row["validation"], self._losses = self._losses, {}
         self._append(state, row)
@@ -191,6 +195,8 @@ class Record(TrainerCallback):
         place: dict[str, Any] = {"step": state.global_step}
         if self._tokens_per_step is not None:
             place["tokens"] = state.global_step * self._tokens_per_step
+        elif state.num_input_tokens_seen:
+            place["tokens"] = int(state.num_input_tokens_seen)
         seconds = round(time.perf_counter() - self._begin, 3)
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**place, **row, "seconds": seconds}) + "\n")
@@ -272,7 +278,8 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-def _not_finite(step: int, what: str, args: Any) -> str:
+def not_finite(step: int, what: str, args: Any) -> str:
+    """The message of a TrainingError."""
     kept = last_checkpoint(Path(str(args.output_dir)))
     stays = f"the last checkpoint is {kept}" if kept else "there is no checkpoint yet"
     return (

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int32
+from jaxtyping import Bool, Int, Int32
 from torch import Tensor
 
 from moegraft.errors import TrainDataError
+from moegraft.train.records import SUFFIXES, read_records, record_files
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _PLAIN = (".txt", ".md", ".text")
 IGNORED = -100
 """A label that no loss is taken on."""
@@ -31,6 +31,8 @@ class Blocks:
     ids: Int32[Tensor, "block token"]
     positions: Int32[Tensor, "block token"]
     """Counted from the start of each document, or of the block."""
+    answers: Bool[Tensor, "block token"] | None = None
+    """Tokens that the loss is taken on; None for all."""
 
     @property
     def num_tokens(self) -> int:
@@ -47,14 +49,17 @@ class Blocks:
 
     def labels(self, rows: Sequence[int] | Tensor | slice) -> Int[Tensor, "row token"]:
         """Targets of some blocks, unshifted: no document's first token, which nothing predicts."""
-        ids = self.ids[rows].long()
-        return ids.masked_fill(self.positions[rows] == 0, IGNORED)
+        ignored = self.positions[rows] == 0
+        if self.answers is not None:
+            ignored = ignored | ~self.answers[rows]
+        return self.ids[rows].long().masked_fill(ignored, IGNORED)
 
     def digest(self) -> str:
         """Hex sha256 of the content."""
         found = sha256(str(tuple(self.ids.shape)).encode())
-        for tensor in (self.ids, self.positions):
-            found.update(tensor.contiguous().numpy().tobytes())
+        for tensor in (self.ids, self.positions, self.answers):
+            if tensor is not None:
+                found.update(tensor.contiguous().numpy().tobytes())
         return found.hexdigest()
 
 
@@ -74,19 +79,16 @@ def read_documents(
         TrainDataError: nothing can be read there, or a record lacks a field.
     """
     path = Path(source).expanduser()
-    if not path.exists():
-        if path.suffix in (*_BUILDERS, *_PLAIN) or str(source).count("/") != 1:
-            raise TrainDataError(f"{source}: no such file or folder")
-        name, _, config = str(source).partition(":")
-        yield from _records(str(source), fields, path=name, name=config or None, split=split)
+    if path.suffix in _PLAIN and not path.exists():
+        raise TrainDataError(f"{source}: no such file or folder")
+    if path.suffix in _PLAIN or path.is_dir():
+        for file in record_files(path, (*SUFFIXES, *_PLAIN)):
+            if file.suffix in _PLAIN:
+                yield _plain(file)
+            else:
+                yield from _texts(str(file), read_records(file), fields)
         return
-    for file in _files(path):
-        if file.suffix in _PLAIN:
-            yield _plain(file)
-        else:
-            kind = _BUILDERS[file.suffix]
-            where = {"train": str(file)}
-            yield from _records(str(file), fields, path=kind, data_files=where, split="train")
+    yield from _texts(str(source), read_records(source, split=split), fields)
 
 
 def is_held_out(document: str, share: float) -> bool:
@@ -190,18 +192,6 @@ def check_weights(
     return [weights[name] for name in sources]
 
 
-def _files(path: Path) -> list[Path]:
-    known = (*_BUILDERS, *_PLAIN)
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in known)
-        if not files:
-            raise TrainDataError(f"{path}: no text files (expected {', '.join(known)})")
-        return files
-    if path.suffix not in known:
-        raise TrainDataError(f"{path}: expected one of {', '.join(known)}")
-    return [path]
-
-
 def _plain(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
@@ -209,25 +199,18 @@ def _plain(file: Path) -> str:
         raise TrainDataError(f"{file}: cannot be read: {error}") from None
 
 
-def _records(where: str, fields: Sequence[str], **load: Any) -> Iterator[str]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        for number, record in enumerate(load_dataset(**load, streaming=True), 1):
-            texts = [record.get(field) for field in fields]
-            if not all(isinstance(text, str) for text in texts):
-                known = ", ".join(k for k, v in record.items() if isinstance(v, str)) or "none"
-                raise TrainDataError(
-                    f"{where}: record {number} has no text in {', '.join(fields)}; fields with "
-                    f"text: {known}"
-                )
-            yield "\n".join(texts)
-    except (OSError, ValueError, DatasetsError) as error:
-        if isinstance(error, TrainDataError):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise TrainDataError(f"{where}: cannot be read: {reason}") from None
+def _texts(
+    where: str, records: Iterable[Mapping[str, Any]], fields: Sequence[str]
+) -> Iterator[str]:
+    for number, record in enumerate(records, 1):
+        texts = [record.get(field) for field in fields]
+        if not all(isinstance(text, str) for text in texts):
+            known = ", ".join(k for k, v in record.items() if isinstance(v, str)) or "none"
+            raise TrainDataError(
+                f"{where}: record {number} has no text in {', '.join(fields)}; fields with "
+                f"text: {known}"
+            )
+        yield "\n".join(texts)
 
 
 def _tokens(documents: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
