@@ -126,8 +126,8 @@ class _Packed:
             fullest = min(range(len(self.open)), key=lambda p: self.open[p][0])
             self.done.append(self.open.pop(fullest)[1])
 
-    def blocks(self, pad: int | None) -> Blocks:
-        assert pad is not None, "a tokenizer has an end of text"
+    def blocks(self, pad: Any) -> Blocks:
+        assert isinstance(pad, int), "a tokenizer has an end of text"
         rows = [*self.done, *(block for _, block in self.open)]
         ids = torch.full((len(rows), self.length), pad, dtype=torch.int32)
         positions = torch.zeros((len(rows), self.length), dtype=torch.int32)

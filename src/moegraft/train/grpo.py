@@ -180,7 +180,7 @@ def _arguments(options: TrainOptions, grpo: GrpoOptions, work: Path) -> dict[str
 
 def _answer_reward(grader: Grader, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The reward function that TRL asks for."""
-    plain = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    plain = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
 
     def answer_reward(
         completion_ids: list[list[int]], kind: list[str], gold: list[str], **_: Any

@@ -203,8 +203,8 @@ def _texts(
     where: str, records: Iterable[Mapping[str, Any]], fields: Sequence[str]
 ) -> Iterator[str]:
     for number, record in enumerate(records, 1):
-        texts = [record.get(field) for field in fields]
-        if not all(isinstance(text, str) for text in texts):
+        texts = [text for field in fields if isinstance(text := record.get(field), str)]
+        if len(texts) < len(fields):
             known = ", ".join(k for k, v in record.items() if isinstance(v, str)) or "none"
             raise TrainDataError(
                 f"{where}: record {number} has no text in {', '.join(fields)}; fields with "
