@@ -1,4 +1,5 @@
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -19,14 +20,15 @@ def passages(num_items, size):
     return [str(place // size) for place in range(num_items)]
 
 
-def sparse_pairs(num_items, margin, wins, rng):
-    """A loss of exactly `margin`, on top of equally many wins and losses."""
-    return draw_table(num_items, wins, wins + margin, rng)
+@cache  # draws repeat, and only these counts matter
+def verdict(wins, losses, ties, margin):
+    return noninferiority(*table(wins, losses, ties), margin).verdict
 
 
-def draw_table(num_items, win_rate, loss_rate, rng):
-    wins, losses, ties = rng.multinomial(num_items, [win_rate, loss_rate, 1 - win_rate - loss_rate])
-    return table(wins, losses, ties)
+def share_of(wanted, num_items, rates, margin, *, num_runs, rng):
+    """How often tables with these rates of wins and losses get the verdict `wanted`."""
+    draws = rng.multinomial(num_items, [*rates, 1 - sum(rates)], size=num_runs)
+    return sum(verdict(*map(int, draw), margin) == wanted for draw in draws) / num_runs
 
 
 def tango(wins, losses, num_items, null):
@@ -113,9 +115,7 @@ def exact_size(num_items, margin, win_rate):
             rates = [win_rate, win_rate + margin, 1 - 2 * win_rate - margin]
             chance = multinomial.pmf([wins, losses, ties], num_items, rates)
             if chance > 1e-7 and wins >= losses - margin * num_items:
-                size += chance * (
-                    noninferiority(*table(wins, losses, ties), margin).verdict == "pass"
-                )
+                size += chance * (verdict(wins, losses, ties, margin) == "pass")
     return size
 
 
@@ -139,11 +139,10 @@ def test_false_passes_at_the_margin_stay_at_their_level(num_runs, num_items, mar
     rng = np.random.default_rng(num_items)
     slack = 2.5 * math.sqrt(0.05 * 0.95 / num_runs)
     for wins in (0.0, 0.03):
-        passed = sum(
-            noninferiority(*sparse_pairs(num_items, margin, wins, rng), margin).verdict == "pass"
-            for _ in range(num_runs)
+        passed = share_of(
+            "pass", num_items, (wins, wins + margin), margin, num_runs=num_runs, rng=rng
         )
-        assert passed / num_runs <= 0.05 + slack, wins
+        assert passed <= 0.05 + slack, wins
 
 
 def clustered_loss(num_clusters, size, margin, rng):
@@ -238,8 +237,5 @@ def test_false_passes_stay_at_their_level_with_averaged_repeats(num_runs, num_it
 @pytest.mark.parametrize("num_runs", [60, pytest.param(4000, marks=pytest.mark.slow)])
 def test_regressed_is_rare_for_equal_models(num_runs):
     rng = np.random.default_rng(5)
-    false = 0
-    for _ in range(num_runs):
-        new, old = draw_table(200, 0.06, 0.06, rng)
-        false += noninferiority(new, old, 0.005).verdict == "regressed"
-    assert false / num_runs <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / num_runs)
+    false = share_of("regressed", 200, (0.06, 0.06), 0.005, num_runs=num_runs, rng=rng)
+    assert false <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / num_runs)
