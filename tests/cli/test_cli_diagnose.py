@@ -1,10 +1,13 @@
 import json
 import subprocess
 import sys
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from moegraft.cli import main
+from moegraft.cli.diagnose_tables import show_diagnosis
 
 
 @pytest.fixture
@@ -106,6 +109,12 @@ def test_a_run_is_diagnosed_with_tables_figures_and_json(moegraft, chat_pair, ti
     found = json.loads(text)
     assert found["conditions"][0]["num_texts"] == 2
     assert found == json.loads((run / "diagnose.json").read_text())
+    for entry in found["coadaptation"]:
+        entry["condition"] = "nano_science/0-shot"
+    found["agreement"]["router+attention+experts"] = found["agreement"]["donor"]
+    screen = StringIO()
+    show_diagnosis(Console(width=80, file=screen), found)
+    assert "…" not in screen.getvalue()
     assert moegraft("report", run)[0] == 0  # what diagnose wrote is in nobody's way
     code, _, err = moegraft("diagnose", tmp_path)
     assert (code, err.count("\n")) == (2, 1)

@@ -9,10 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from moegraft.report.tables import fold_label
+
 Content = Mapping[str, Any]
 
 _MAX_DOMAINS = 8
 _MAX_DEAD = 12
+_WIDE = 100
+"""Columns of a terminal in which names of configurations need not be folded."""
 
 
 def show_profile(console: Console, found: Content) -> None:
@@ -65,20 +69,21 @@ def _dead_line(found: Content) -> str:
 
 def show_diagnosis(console: Console, found: Content) -> None:
     """Print what `diagnose` writes: agreement, its cause by layer, the 2 x 2, and sentences."""
-    console.print(_agreement_table(found))
+    console.print(_agreement_table(found, narrow=console.width < _WIDE))
     console.print(_cause_table(found))
     if found["coadaptation"]:
-        console.print(_pairing_table(found["coadaptation"]))
+        for table in _pairing_tables(found["coadaptation"]):
+            console.print(table)
     for sentence in (*found["sentences"], *found["notes"]):
         _say(console, sentence)
 
 
-def _agreement_table(found: Content) -> Table:
+def _agreement_table(found: Content, *, narrow: bool) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
-        title="Agreement with the parents (routing: mean over layers; drift: behind the last one)",
+        title="Agreement with the parents (routing: mean over layers; drift: behind the last)",
     )
-    table.add_column("configuration")
+    table.add_column("configuration", no_wrap=True)
     for title in ("same experts", "JSD (bits)", "drift"):
         for parent in ("host", "donor"):
             table.add_column(f"{title}\n{parent}", justify="right")
@@ -88,7 +93,7 @@ def _agreement_table(found: Content) -> Table:
             for parent in ("host", "donor"):
                 value = _mean(parents.get(parent, {}).get(measure), last=last)
                 cells.append("-" if value is None else _number(measure, value))
-        table.add_row(escape(name), *cells)
+        table.add_row(escape(fold_label(name, narrow)), *cells)
     return table
 
 
@@ -109,35 +114,39 @@ def _cause_table(found: Content) -> Table:
     return table
 
 
-def _pairing_table(entries: Sequence[Content]) -> Table:
-    table = Table(
+def _pairing_tables(entries: Sequence[Content]) -> Iterator[Table]:
+    """The 2 x 2 of routers and experts, and what it says; each fits 80 columns."""
+    losses = Table(
         box=SIMPLE_HEAD,
-        title="Router x experts: loss in nats per token (rows: everything else, condition)",
+        title="Loss in nats per token (columns: router + experts, H the host's, D the donor's)",
     )
-    for column in ("else", "condition"):
-        table.add_column(column)
-    table.add_column("texts", justify="right")
-    for router, experts in (("H", "H"), ("D", "H"), ("H", "D"), ("D", "D")):
-        table.add_column(f"router {router}\nexperts {experts}", justify="right")
-    for column in ("donor's router on\nhost's experts", "donor's router on\ndonor's experts"):
-        table.add_column(column, justify="right")
-    table.add_column("mismatch", justify="right")
+    losses.add_column("condition")
+    for title in ("texts", "H + H", "D + H", "H + D", "D + D"):
+        losses.add_column(title, justify="right")
+    effects = Table(box=SIMPLE_HEAD, title="What the donor's router changes, and a mismatch costs")
+    effects.add_column("condition")
+    for title in ("on host's\nexperts", "on donor's\nexperts", "mismatch"):
+        effects.add_column(title, justify="right")
+    before = None
     for entry in entries:
-        effects = ("router_on_host_experts", "router_on_donor_experts", "mismatch")
-        table.add_row(
-            entry["others"],
-            escape(entry["condition"]),
-            str(entry["num_texts"]),
-            *(f"{cell['loss']:.3f}" for cell in entry["cells"]),
-            *(_effect(entry[name]) for name in effects),
-            style="bold" if entry["condition"] == "all" else "",
-        )
-    return table
+        if entry["others"] != before:
+            before = entry["others"]
+            for table in (losses, effects):
+                table.add_section()
+                table.add_row(f"all else: {before}", style="dim")
+        style = "bold" if entry["condition"] == "all" else ""
+        cells = [f"{cell['loss']:.3f}" for cell in entry["cells"]]
+        named = escape(entry["condition"])
+        losses.add_row(named, str(entry["num_texts"]), *cells, style=style)
+        names = ("router_on_host_experts", "router_on_donor_experts", "mismatch")
+        effects.add_row(named, *(_effect(entry[name]) for name in names), style=style)
+    yield losses
+    yield effects
 
 
 def _effect(contrast: Content) -> str:
     low, high = contrast["interval"]
-    return escape(f"{contrast['value']:+.3f} [{low:.3f}, {high:.3f}]")
+    return escape(f"{contrast['value']:+.3f}\n[{low:.3f}, {high:.3f}]")
 
 
 def _number(measure: str, value: float) -> str:

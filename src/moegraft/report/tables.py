@@ -224,7 +224,7 @@ def print_tables(
 def print_table(table: Table, console: Console) -> None:
     """Print one table; conditions that do not fit the width follow in further blocks."""
     narrow = _total_width(table) > console.width
-    labels = [_fold(label, narrow) for label, _ in table.rows]
+    labels = [fold_label(label, narrow) for label, _ in table.rows]
     cells = [[_text(entry, narrow) for entry in entries] for _, entries in table.rows]
     headers = [_header(column) for column in table.columns]
     widths = [
@@ -302,7 +302,8 @@ def _header(column: tuple[str, str]) -> Text:
     return Text("\n".join(part for part in column if part))
 
 
-def _fold(label: str, narrow: bool) -> str:
+def fold_label(label: str, narrow: bool) -> str:
+    """A configuration's name, on several lines where room is narrow, broken before a plus."""
     lines = [""]
     for piece in re.split(r"(?=\+)|(?<=[- ])", label):
         if narrow and lines[-1] and len(lines[-1] + piece) > _NARROW_LABEL:
