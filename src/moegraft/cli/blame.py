@@ -150,7 +150,7 @@ def _show(console: Console, content: Mapping[str, Any], folder: Path) -> None:
     for number, title in enumerate(HEADER):
         table.add_column(escape(title), justify="right" if 0 < number < len(HEADER) - 1 else "left")
     for row in report.rows():
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
     console.print(table)
     for line in (
         f"map: {folder / 'blame.svg'}",

@@ -73,7 +73,7 @@ def show_gate(found: Mapping[str, Any], console: Console) -> None:
         )
     console.print(table)
     for entry in found["conditions"]:
-        _say(console, entry["sentence"])
+        _say(console, f"{entry['condition']}: {entry['sentence']}")
     for note in found["notes"]:
         _say(console, f"Note: {note}.")
     console.print(Text(found["verdict"], style=_STYLES[found["verdict"]]))
@@ -106,7 +106,8 @@ def show_plan(planned: Sequence[Mapping[str, Any]], suite: Any, console: Console
 def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
     for place, name in enumerate(columns):
-        table.add_column(name, justify="right" if 0 < place < len(columns) - 1 else "left")
+        side = "right" if 0 < place < len(columns) - 1 else "left"
+        table.add_column(name, justify=side, overflow="fold")
     return table
 
 

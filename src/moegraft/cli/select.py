@@ -17,6 +17,8 @@ from moegraft.cli.evaluation import DataOption, DeviceOption, IncludeOption, wri
 from moegraft.cli.options import command_line, parse_weights
 from moegraft.errors import RecipeError
 
+_WIDE = 100
+"""Columns of a terminal in which names of configurations need not be folded."""
 _OF_RUN = ("host", "donor", "dtype", "qk_norm", "chat_template", "chat_template_kwargs")
 
 
@@ -177,21 +179,28 @@ def _only(table: list[Any], out: Path | None) -> Any:
 
 def _show(console: Console, entries: list[Mapping[str, Any]]) -> None:
     """The task-adaptive table: what to compose, and whose components to take."""
+    from moegraft.report.tables import fold_label
     from moegraft.report.task_table import advice
     from moegraft.report.words import p_value, points
 
-    columns = ("condition", "composition", "score", "minus host [95%]", "p (Holm)")
+    columns = ("condition", "composition", "score", "minus host\n[95%]", "p (Holm)")
     best = _table("Best composition, on items it was not chosen on", columns)
     parts = list(dict.fromkeys(name for entry in entries for name in entry["components"]))
     whose = _table("Whose components: main effect, simultaneous interval", ("condition", *parts))
     for entry in entries:
         test, name = entry["against"]["host"], entry["condition"]
         low, high = map(points, test["interval"])
-        difference = f"{points(test['difference'], sign=True)} [{low}, {high}]"
-        row = (entry["configuration"], points(entry["score"]), difference, p_value(test["p_holm"]))
+        difference = f"{points(test['difference'], sign=True)}\n[{low}, {high}]"
+        row = (
+            fold_label(entry["configuration"], console.width < _WIDE),
+            points(entry["score"]),
+            difference,
+            p_value(test["p_holm"]),
+        )
         best.add_row(escape(name), *map(escape, row))
         said = advice(entry)
-        cells = [said.get(part, "-").replace(" ", "\n", 1) for part in parts]
+        words = [said.get(part, "-").replace(" ", "\n", 1) for part in parts]
+        cells = [text.replace(" [", "\n[") for text in words]
         whose.add_row(escape(name), *map(escape, cells))
     console.print(best)
     if parts:
@@ -201,5 +210,5 @@ def _show(console: Console, entries: list[Mapping[str, Any]]) -> None:
 def _table(title: str, columns: tuple[str, ...]) -> Table:
     made = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
     for name in columns:
-        made.add_column(escape(name), no_wrap=name == "condition")
+        made.add_column(escape(name), no_wrap=name in ("condition", "composition"))
     return made

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moegraft.report.items import components_of, is_composition
-from moegraft.report.words import p_value, points
+from moegraft.report.words import against, p_value, points
 from moegraft.stats import holm
 
 Entry = dict[str, Any]
@@ -55,8 +55,7 @@ def verdict_of(entry: Mapping[str, Any]) -> str:
 def sentence(entry: Mapping[str, Any]) -> str:
     """What confirms a choice, and what does not."""
     parts = [
-        f"{points(test['difference'], sign=True)} points "
-        f"[{points(test['interval'][0])}, {points(test['interval'][1])}] against the {name} "
+        f"{against(test)} the {name} "
         f"({p_value(test['p_holm'] if test['p_holm'] is not None else test['p'])})"
         for name, test in entry["against"].items()
     ]

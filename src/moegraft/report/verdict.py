@@ -6,7 +6,7 @@ from typing import Any
 from moegraft.report.analysis import ALPHA
 from moegraft.report.items import components_of, is_composition
 from moegraft.report.summary import Summary, find_cell
-from moegraft.report.words import p_value, points
+from moegraft.report.words import against, p_value, points
 
 
 def verdicts(summary: Summary) -> list[str]:
@@ -117,7 +117,7 @@ def _best(winner: Mapping[str, Any]) -> str:
     lead = (
         f"The best of {winner['num_choices']} compositions, chosen on "
         f"{winner['num_choosing']} items, is {winner['configuration']}; on {where} it scores "
-        f"{points(winner['score'])} %, {_against(test)} the {winner['parent']}, the better "
+        f"{points(winner['score'])} %, {against(test)} the {winner['parent']}, the better "
         "parent there"
     )
     if winner["exceeds"]:
@@ -131,14 +131,6 @@ def _best(winner: Mapping[str, Any]) -> str:
         f"{points(winner['score_on_all'])} %; picking the highest adds "
         f"{points(winner['optimism'])} points by chance."
     )
-
-
-def _against(test: Mapping[str, Any]) -> str:
-    low, high = test["interval"]
-    if low == high == 0:  # an interval without width would look like certainty
-        return "on every single item equal to"
-    size = f"{points(test['difference'], sign=True)} points [{points(low)}, {points(high)}]"
-    return f"{size} against"
 
 
 def _resolution(about: Mapping[str, Any]) -> str:

@@ -33,6 +33,14 @@ def points(share: float | None, *, sign: bool = False) -> str:
     return text.replace("-0.0", "0.0").replace("+0.0", "0.0") if text[1:] == "0.0" else text
 
 
+def against(test: Mapping[str, Any]) -> str:
+    """`+3.4 points [1.0, 5.8] against`, where the name of the other one follows."""
+    low, high = test["interval"]
+    if low == high == 0:  # an interval without width would look like certainty
+        return "on every single item equal to"
+    return f"{points(test['difference'], sign=True)} points [{points(low)}, {points(high)}] against"
+
+
 def p_value(p: float) -> str:
     """`p < .001`, or three decimals without the leading zero."""
     if p < 0.001:
