@@ -83,7 +83,7 @@ def show_plan(planned: Sequence[Mapping[str, Any]], suite: Any, console: Console
     """The margin that each condition can resolve, beside the one that the suite asks for."""
     table = _table(
         "What the items can carry",
-        ("condition", "items", "discordance", "resolves", "margin", "carried", "items for it"),
+        ("condition", "items", "discordance", "resolves", "margin", "carried", "items\nfor it"),
     )
     for entry in planned:
         table.add_row(
@@ -104,7 +104,12 @@ def show_plan(planned: Sequence[Mapping[str, Any]], suite: Any, console: Console
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # seven columns and the name of a condition in 80
+    )
     for place, name in enumerate(columns):
         side = "right" if 0 < place < len(columns) - 1 else "left"
         table.add_column(name, justify=side, overflow="fold")
