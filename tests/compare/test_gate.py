@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from moegraft.compare.clusters import largest_design_effect
 from moegraft.compare.gate import Check, Suite, gate, junit, plan
 from moegraft.compare.results import Paired, Pairing
 from moegraft.config import load_recipe
@@ -102,6 +103,16 @@ def test_the_plan_promises_no_margin_that_the_items_cannot_carry():
     assert ifeval["items_needed"] == 687
     closer = plan(suite, {"ifeval": IFEVAL, "gsm8k": GSM8K}, {"ifeval": 0.05})[0]
     assert closer["carried"]
+
+
+def test_items_that_share_a_text_carry_less():
+    suite = Suite((Check("boolq", 2.4),))
+    (alone,) = plan(suite, {"boolq": GSM8K})
+    (clustered,) = plan(suite, {"boolq": GSM8K}, None, {"boolq": 2.0})
+    assert clustered["resolvable"] == pytest.approx(alone["resolvable"] * 2**0.5)
+    assert (alone["carried"], clustered["carried"]) == (True, False)
+    assert largest_design_effect(["a", "a", None, "b", "b", "b"]) == pytest.approx(14 / 6)
+    assert largest_design_effect([None, None]) == 1
 
 
 def test_junit_counts_and_escapes():

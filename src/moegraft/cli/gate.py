@@ -143,6 +143,7 @@ def _plan(
 ) -> int:
     """Print what the items can carry; 2 where they cannot carry a margin."""
     from moegraft.cli.compare_tables import show_plan
+    from moegraft.compare.clusters import design_effect, largest_design_effect
     from moegraft.compare.gate import observed_discordance, plan
     from moegraft.compare.gather import num_items
     from moegraft.compare.imports import parse_argument, read_results
@@ -153,9 +154,13 @@ def _plan(
     results = [
         one for arg in asked for one in read_results(arg, metric=suite.metric, rename=rename)
     ]
-    sizes, discordances = {}, {}
+    sizes, discordances, effects = {}, {}, {}
     for check, condition in zip(suite.conditions, conditions, strict=True):
-        known = [len(r.cells[check.condition]) for r in results if check.condition in r.cells]
+        cells = [r.cells[check.condition] for r in results if check.condition in r.cells]
+        known = [len(rows) for rows in cells]
+        for rows in cells:
+            clusters = [row.get("cluster") for row in rows.values()]
+            effects[check.condition] = largest_design_effect(clusters)
         if check.num_items or known:
             sizes[check.condition] = check.num_items or min(known)
         else:
@@ -163,10 +168,11 @@ def _plan(
             limited = isinstance(suite.limit, int)
             sizes[check.condition] = min(total, suite.limit) if limited else total
     if len(results) == 2:
-        discordances = {
-            one.condition: observed_discordance(one) for one in pair(results).conditions
-        }
-    planned = plan(suite, sizes, discordances)
+        for one in pair(results).conditions:
+            discordances[one.condition] = observed_discordance(one)
+            difference = one.scores[:, 1] - one.scores[:, 0]
+            effects[one.condition] = design_effect(difference, one.clusters)
+    planned = plan(suite, sizes, discordances, effects)
     if json:
         write_json(planned)
     else:

@@ -21,3 +21,11 @@ def design_effect(
     alone = float(np.sum(centred**2))
     sums = np.bincount(cluster_numbers(clusters, len(differences)), weights=centred)
     return max(1.0, float(np.sum(sums**2)) / alone) if alone else 1.0
+
+
+def largest_design_effect(clusters: Sequence[str | None] | None) -> float:
+    """The design effect where the items of a cluster stand or fall together: sum n^2 / sum n."""
+    if clusters is None or not clusters:
+        return 1.0
+    sizes = np.bincount(cluster_numbers(clusters, len(clusters)))
+    return float(np.sum(sizes**2) / sizes.sum())

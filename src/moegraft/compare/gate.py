@@ -139,7 +139,10 @@ def gate(suite: Suite, pairing: Pairing) -> dict[str, Any]:
 
 
 def plan(
-    suite: Suite, num_items: Mapping[str, int], discordances: Mapping[str, float] | None = None
+    suite: Suite,
+    num_items: Mapping[str, int],
+    discordances: Mapping[str, float] | None = None,
+    design_effects: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """What margin each condition can resolve, before anything is evaluated.
 
@@ -147,6 +150,7 @@ def plan(
         suite: the conditions with their margins.
         num_items: items of each condition.
         discordances: observed ones, where both models have results; else each check's own.
+        design_effects: of items that share a text, where results say which do; else 1.
 
     Returns:
         Per condition `num_items`, `resolvable` (a fraction), whether it carries the suite's
@@ -155,13 +159,15 @@ def plan(
     planned = []
     for check in suite.conditions:
         discordance = (discordances or {}).get(check.condition, check.discordance)
-        how = {"alpha": suite.alpha, "power": suite.power}
+        effect = (design_effects or {}).get(check.condition, 1.0)
+        how = {"alpha": suite.alpha, "power": suite.power, "design_effect": effect}
         smallest = resolvable_margin(num_items[check.condition], discordance, **how)
         planned.append(
             {
                 "condition": check.condition,
                 "num_items": num_items[check.condition],
                 "discordance": discordance,
+                "design_effect": effect,
                 "margin": check.margin,
                 "resolvable": smallest,
                 "carried": smallest <= check.margin,
