@@ -61,23 +61,23 @@ def main() -> None:
         began = time.perf_counter()
         rows = {row["item"]: row for row in score_items(scorer, condition, condition.items)}
         took = time.perf_counter() - began
-        print(table_line(name, chance, [*rows.values()], took), flush=True)
+        print(table_line(condition, chance, [*rows.values()], took), flush=True)
         if args.show:
             show(condition.items[0], rows[condition.items[0].hash])
 
 
-def table_line(name, chance, rows, seconds) -> str:
+def table_line(condition, chance, rows, seconds) -> str:
     scores = [row["score"] for row in rows]
     mean = fmean(scores)
     sd = (sum((s - mean) ** 2 for s in scores) / max(1, len(scores) - 1)) ** 0.5
     cells = [
-        name,
+        condition.name,
         len(rows),
         f"{mean:.3f}",
         f"{sd:.3f}",
         "" if chance is None else chance,
         round(fmean(row["num_prompt_tokens"] for row in rows)),
-        round(fmean(row["num_tokens"] for row in rows)),
+        round(fmean(row["num_tokens"] for row in rows) / condition.repeats),
         sum(row["truncated"] for row in rows),
         round(seconds),
     ]
