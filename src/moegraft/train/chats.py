@@ -104,6 +104,22 @@ def pack_chats(
     return packed.blocks(tokenizer.eos_token_id if pad is None else pad)
 
 
+def pack_answers(examples: Iterable[tuple[list[int], list[bool]]], length: int, pad: int) -> Blocks:
+    """Whole examples, each token ids and which of them are the answer, packed as chats are.
+
+    Raises:
+        TrainDataError: there is none, or one is longer than a block.
+    """
+    packed = _Packed(length)
+    for ids, answers in examples:
+        if len(ids) > length:
+            raise TrainDataError(f"an example has {len(ids)} tokens, a block {length}")
+        packed.add(ids, answers)
+    if not packed.open:
+        raise TrainDataError("no example with an answer to train on")
+    return packed.blocks(pad)
+
+
 @dataclass
 class _Packed:
     """Blocks that are being filled."""

@@ -1,0 +1,98 @@
+"""`moegraft xpert finetune`: started models on downstream tasks, arms compared over seeds."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from moegraft.cli.evaluation import DataOption, DeviceOption, IncludeOption, write_json
+from moegraft.cli.options import show_progress, split_list
+from moegraft.cli.steps import say, show_steps
+from moegraft.cli.xpert_decompose import require_torch
+from moegraft.errors import RecipeError
+from moegraft.report.words import points
+
+
+def finetune(
+    arms: Annotated[
+        list[str],
+        typer.Argument(metavar="ARM=M1,M2,...", help="Checkpoints of one start, one per seed."),
+    ],
+    *,
+    task: Annotated[list[str], typer.Option(help="A task with training records; repeatable.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same command resumes.")],
+    data: DataOption = None,
+    include: IncludeOption = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the training records.")] = 3.0,
+    batch: Annotated[int, typer.Option(help="Packed blocks a step.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens of a block.")] = 512,
+    rate: Annotated[float, typer.Option(help="Learning rate, cosine after a warm-up.")] = 3e-5,
+    records: Annotated[int | None, typer.Option(help="Training records of a task.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Items of a task that are scored.")] = None,
+    device: DeviceOption = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Data for machines on stdout.")] = False,
+) -> None:
+    """Finetune each checkpoint on each task, score it, and compare the arms over their seeds."""
+    require_torch("finetune")
+    from moegraft.evals.execution import Execution
+    from moegraft.xpert.finetune import Finetuning, finetune_arms, table
+
+    how = Finetuning(
+        conditions=tuple(split_list(task) or ()),
+        num_epochs=epochs,
+        batch=batch,
+        length=length,
+        learning_rate=rate,
+        max_records=records,
+        limit=limit,
+    )
+    execution = Execution(device=device, data_dir=data, include=tuple(include or ()))
+    with show_steps("training steps") as bar, show_progress("scoring") as on_progress:
+        found = finetune_arms(
+            _arms(arms),
+            how,
+            out,
+            execution=execution,
+            on_step=lambda what, done, total: bar(done, total),
+            on_progress=on_progress,
+        )
+    if as_json:
+        write_json({**found, "table": table(found)})
+        return
+    _show(Console(), table(found))
+    for about in found["tasks"].values():
+        for test in about["comparison"]["conditions"][0]["comparisons"]:
+            say(test["sentence"])
+
+
+def _arms(texts: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, sources = text.partition("=")
+        if not (name and equals and sources):
+            raise RecipeError(f"{text}: expected ARM=CHECKPOINT,CHECKPOINT,...")
+        if name in found:
+            raise RecipeError(f"arm {name!r} is named twice")
+        found[name] = [source.strip() for source in sources.split(",")]
+    return found
+
+
+def _show(console: Console, rows: list[dict[str, Any]]) -> None:
+    columns = ("task", "arm", "score %", "95% interval", "sd of seeds", "log p of gold", "group")
+    shown = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        low, high = row["interval"]
+        shown.add_row(
+            Text(row["task"]),
+            Text(row["arm"]),
+            points(row["score"]),
+            Text(f"[{points(low)}, {points(high)}]"),
+            points(row["score_sd"]),
+            f"{row['gold_logprob']:.3f} +- {row['gold_logprob_sd']:.3f}",
+            row["group"],
+        )
+    console.print(shown)
