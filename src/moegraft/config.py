@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,10 +46,10 @@ def parse_recipe(content: Mapping[str, Any], recipe_type: type[T], *, where: str
     Raises:
         RecipeError: as `load_recipe`.
     """
-    import pydantic  # a tenth of a second that commands without a recipe file do not spend
+    import pydantic  # a tenth of a second that commands without a recipe do not spend
 
     try:
-        return pydantic.TypeAdapter(recipe_type).validate_python(dict(content))
+        return _validator(recipe_type).validate_python(dict(content))
     except pydantic.ValidationError as error:
         raise RecipeError(f"{where}: {_explain(error)}") from None
 
@@ -70,6 +71,14 @@ def fingerprint(recipe: Any) -> str:
     """Hex sha256 of the recipe's content; independent of key order and formatting."""
     content = json.dumps(recipe_content(recipe), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+@cache
+def _validator(recipe_type: type[Any]) -> Any:
+    """Building one takes longer than using it."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(recipe_type)
 
 
 def _explain(error: Any) -> str:

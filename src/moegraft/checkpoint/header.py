@@ -86,7 +86,10 @@ def read_header(file: Path) -> dict[str, TensorHeader]:
         _check_end(end, size)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
-    return {entry[0]: TensorHeader(*entry[:3], file, *entry[3:]) for entry in tensors}
+    return {
+        name: TensorHeader(name, dtype, shape, file, start, nbytes)
+        for name, dtype, shape, start, nbytes in tensors
+    }
 
 
 @lru_cache(maxsize=4)
@@ -157,7 +160,7 @@ def _parse(name: str, entry: Any, data_start: int, sizes: _Sizes) -> _Described:
     if not name.isprintable():
         raise CheckpointError(f"tensor name {name!r} holds characters that cannot print")
     dtype, offsets = entry["dtype"], entry["data_offsets"]
-    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not _is_span(offsets):
         raise CheckpointError(f"tensor {name!r} has invalid offsets {_short(offsets)}")
     kind = f"{dtype} {entry['shape']}"  # as text, so that 1, 1.0 and true stay apart
     if kind not in sizes:
@@ -180,6 +183,14 @@ def _measure(name: str, dtype: Any, shape: Any) -> tuple[tuple[int, ...], int]:
         return tuple(shape), tensor_bytes(dtype, tuple(shape))
     except ValueError as error:
         raise CheckpointError(f"tensor {name!r}: {error}") from None
+
+
+def _is_span(offsets: Any) -> bool:
+    """Whether `offsets` are a begin and an end; spelled out, as it is asked for every tensor."""
+    if type(offsets) is not list or len(offsets) != 2:
+        return False
+    begin, end = offsets
+    return type(begin) is int and type(end) is int and 0 <= begin <= end < 1 << 63
 
 
 def _naturals(values: Any) -> bool:

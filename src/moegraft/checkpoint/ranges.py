@@ -8,7 +8,7 @@ kernel. Where a call is missing or refused, the bytes go through a buffer.
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -62,24 +62,32 @@ class Run:
 
 def coalesce(sources: Iterable[Source]) -> list[Run]:
     """Lay sources one after the other, joining byte ranges that continue each other."""
-    runs: list[Run] = []
+    runs = []
     offset = 0
+    for source in _joined(sources):
+        runs.append(Run(source, offset))
+        offset += source.nbytes
+    return runs
+
+
+def _joined(sources: Iterable[Source]) -> Iterator[Source]:
+    file, start, end = Path(), 0, 0
     for source in sources:
         if not source.nbytes:
             continue
-        last = runs[-1].source if runs else None
-        if (
-            isinstance(source, ByteRange)
-            and isinstance(last, ByteRange)
-            and last.start + last.nbytes == source.start
-            and last.file == source.file
-        ):
-            joined = ByteRange(last.file, last.start, last.nbytes + source.nbytes)
-            runs[-1] = Run(joined, runs[-1].offset)
+        is_range = isinstance(source, ByteRange)
+        if is_range and source.start == end and source.file == file:
+            end += source.nbytes
+            continue
+        if end > start:
+            yield ByteRange(file, start, end - start)
+        if is_range:
+            file, start, end = source.file, source.start, source.start + source.nbytes
         else:
-            runs.append(Run(source, offset))
-        offset += source.nbytes
-    return runs
+            file, start, end = Path(), 0, 0
+            yield source
+    if end > start:
+        yield ByteRange(file, start, end - start)
 
 
 def best_phase(runs: Iterable[Run]) -> int | None:

@@ -8,7 +8,7 @@ load_tensor(header)            # a torch tensor over a private memory map of the
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,14 +63,14 @@ class Checkpoint:
     unknown: tuple[str, ...] = ()
     """Names that fit no pattern, listed only under `unknown="host"`; they have no piece."""
 
-    @property
+    @cached_property
     def layout(self) -> Literal["published", "fused", "dense"]:
         """`fused` if experts are stacked in one tensor, `published` if each has its own."""
-        rules = {self.family.place(name).rule for name in self._placed}
-        stacked = {rule.stacked for rule in rules if rule.component == "experts"}
-        if not stacked:
+        found = [stored for key, stored in self.pieces().items() if key[0] == "experts"]
+        if not found:
             return "dense"
-        return "fused" if True in stacked else "published"
+        stacked = any(len(stored.piece.shape) < len(stored.tensor.shape) for stored in found)
+        return "fused" if stacked else "published"
 
     @property
     def num_layers(self) -> int:
@@ -136,17 +136,13 @@ class Checkpoint:
         """Sha256 of every tensor's bytes by stored name; reads everything, about 2 s per 4 GB."""
         return {name: hash_bytes(tensor) for name, tensor in self.tensors.items()}
 
-    @property
-    def _placed(self) -> Iterator[str]:
-        """Names that fit a pattern."""
-        unknown = set(self.unknown)
-        return (name for name in self.tensors if name not in unknown)
-
     @cached_property
     def _pieces(self) -> dict[Key, StoredPiece]:
         found: dict[Key, StoredPiece] = {}
-        for name in self._placed:
-            tensor = self.tensors[name]
+        unknown = frozenset(self.unknown)
+        for name, tensor in self.tensors.items():
+            if name in unknown:
+                continue
             for piece in self.family.pieces(name, tensor.shape, tensor.nbytes):
                 stored = StoredPiece(piece, tensor)
                 first = found.setdefault(piece.key, stored)

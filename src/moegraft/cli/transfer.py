@@ -216,6 +216,7 @@ def _without_collection() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # what is left need not be looked through once more when Python exits
         if was_on:
             gc.enable()
 

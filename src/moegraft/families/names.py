@@ -98,16 +98,24 @@ class Matcher:
     rules: tuple[Rule, ...]
     roots: tuple[str, ...]
 
+    def place(self, name: str) -> Place | None:
+        """The place of `name` if one of the same shape was seen before; `places` knows the rest."""
+        steps = _NUMBER.split(name)
+        fit = self._fits.get(tuple(steps[::2]))
+        if fit is None:
+            return None
+        rule, layer, expert, roles = fit
+        return Place(
+            rule,
+            None if layer is None else int(steps[2 * layer + 1]),
+            None if expert is None else int(steps[2 * expert + 1]),
+            roles,
+        )
+
     def places(self, name: str) -> tuple[Place, ...]:
         """The places of `name`, one per component that claims it: none is unknown, two a clash."""
-        steps = _NUMBER.split(name)
-        shape = tuple(steps[::2])
-        fit = self._fits.get(shape)
-        if fit is None:
-            return self._scan(name, shape)
-        layer = None if fit.layer is None else int(steps[2 * fit.layer + 1])
-        expert = None if fit.expert is None else int(steps[2 * fit.expert + 1])
-        return (Place(fit.rule, layer, expert, fit.roles),)
+        place = self.place(name)
+        return self._scan(name) if place is None else (place,)
 
     def closest_template(self, name: str) -> str | None:
         """The template that looks most like `name` once numbers are left out of account."""
@@ -117,7 +125,7 @@ class Matcher:
             self._closest[example] = self._shown[near[0]] if near else None
         return self._closest[example]
 
-    def _scan(self, name: str, shape: tuple[str, ...]) -> tuple[Place, ...]:
+    def _scan(self, name: str) -> tuple[Place, ...]:
         found = [(rule, match) for p, rule in self._patterns if (match := p.fullmatch(name))]
         by_component: dict[str, Place] = {}
         for rule, match in found:
@@ -127,7 +135,9 @@ class Matcher:
             if "{any}" not in rule.template:
                 at = {number.start(1): i for i, number in enumerate(_NUMBER.finditer(name))}
                 layer, expert = (_which(match, hole, at) for hole in ("layer", "expert"))
-                self._fits[shape] = _Fit(rule, layer, expert, _place(rule, match).roles)
+                self._fits[tuple(_NUMBER.split(name)[::2])] = _Fit(
+                    rule, layer, expert, _place(rule, match).roles
+                )
         return tuple(by_component.values())
 
     @cached_property

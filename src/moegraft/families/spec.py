@@ -100,9 +100,10 @@ class Family:
             FamilyError: no pattern, or more than one component, fits; the message names the
                 closest known template and the way out.
         """
-        if name not in self._memo:
-            self._memo[name] = self._find(name)
-        return self._memo[name]
+        found = self._memo.get(name)
+        if found is None:
+            found = self._memo[name] = self._find(name)
+        return found
 
     def for_config(self, config: Mapping[str, Any]) -> "Family":
         """This family as one checkpoint uses it: layers after its last one become `extra`.
@@ -122,10 +123,12 @@ class Family:
         return replace(self, extra_layers=(first, last))
 
     def _find(self, name: str) -> Place:
-        places = self._matcher.places(name)
-        if len(places) != 1:
-            raise FamilyError(self._clash(name, places) if places else self._unknown(name))
-        place = places[0]
+        place = self._matcher.place(name)
+        if place is None:
+            places = self._matcher.places(name)
+            if len(places) != 1:
+                raise FamilyError(self._clash(name, places) if places else self._unknown(name))
+            place = places[0]
         first, last = self.extra_layers
         if place.layer is None or not first <= place.layer < last or place.component == "extra":
             return place

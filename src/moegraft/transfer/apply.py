@@ -106,10 +106,9 @@ def _entry(tensor: TensorHeader, fillings: Sequence[Filling]) -> Entry:
         return Entry.of(tensor)
     sources: list[ByteRange | Produced] = []
     for stored, source, origin in fillings:
-        piece = origin.piece
         if source.copies:
-            file, start = origin.tensor.file, origin.tensor.start + piece.offset
-            sources.append(ByteRange(file, start, piece.nbytes))
+            piece, given = origin.piece, origin.tensor
+            sources.append(ByteRange(given.file, given.start + piece.offset, piece.nbytes))
         else:
             produce = partial(_mixed_bytes, source, stored, origin)
             sources.append(Produced(stored.piece.nbytes, produce))

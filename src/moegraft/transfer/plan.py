@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from moegraft.checkpoint import Checkpoint, StoredPiece
 from moegraft.errors import RecipeError
@@ -14,8 +14,7 @@ from moegraft.transfer.recipe import HOST, TransferRecipe
 from moegraft.transfer.scope import Scope, Slot, resolve, slots_of, spell
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """What fills a piece: the host's own bytes, a donor's bytes, or a mix of both."""
 
     name: str
@@ -89,8 +88,9 @@ class Plan:
         """
         found: dict[str, list[Filling]] = {name: [] for name in self.host.tensors}
         donors = {name: donor.pieces() for name, donor in self.donors.items()}
+        moves: dict[tuple[Any, ...], Source] = {**self.moves}
         for key, stored in self.host.pieces().items():
-            source = self.moves.get(Slot(*key[:3]), KEEP)
+            source = moves.get(key[:3], KEEP)  # a plain tuple, equal to the slot and made faster
             origin = stored if source is KEEP else donors[source.name][key]
             found[stored.tensor.name].append(Filling(stored, source, origin))
         return {name: tuple(fillings) for name, fillings in found.items()}
@@ -103,20 +103,21 @@ class Plan:
     @cached_property
     def copies_everything(self) -> bool:
         """Whether carrying the plan out only moves bytes and needs no torch."""
-        return all(source.copies for source in self.moves.values())
+        return all(source.copies for source in set(self.moves.values()))
 
     @cached_property
     def num_ranges(self) -> int:
         """Runs of bytes that lie together in a source and in the output."""
         count, end = 0, None
-        for name, tensor in self.host.tensors.items():
-            parts = [
-                (s.copies, o.tensor.file, o.tensor.start + o.piece.offset, o.piece.nbytes)
-                for _, s, o in self.fillings[name]
-            ] or [(True, tensor.file, tensor.start, tensor.nbytes)]
-            for copies, file, start, nbytes in parts:
-                count += not copies or (tensor.file, file, start) != end
-                end = (tensor.file, file, start + nbytes) if copies else None
+        for name, fillings in self.fillings.items():
+            out = self.host.tensors[name]
+            if not fillings:
+                count += (out.file, out.file, out.start) != end
+                end = (out.file, out.file, out.start + out.nbytes)
+            for _, source, (piece, tensor) in fillings:
+                start = tensor.start + piece.offset
+                count += not source.copies or (out.file, tensor.file, start) != end
+                end = (out.file, tensor.file, start + piece.nbytes) if source.copies else None
         return count
 
     @cached_property
@@ -149,15 +150,24 @@ class Plan:
 
     def unused(self, donor: str) -> Mapping[str, int]:
         """Number of the donor's tensors that give nothing, by component."""
-        fillings = [filling for found in self.fillings.values() for filling in found]
-        giving = {f.origin.tensor.name for f in fillings if f.source.name == donor}
-        counts: dict[str, set[str]] = defaultdict(set)
-        for key, stored in self.donors[donor].pieces().items():
-            if stored.tensor.name not in giving:
-                counts[key.component].add(stored.tensor.name)
-        counted = {component: len(names) for component, names in counts.items()}
-        unknown = len(self.donors[donor].unknown)
-        return counted | ({"unknown": unknown} if unknown else {})
+        return self._unused[donor]
+
+    @cached_property
+    def _unused(self) -> Mapping[str, Mapping[str, int]]:
+        giving: dict[str, set[str]] = {name: set() for name in (HOST, *self.donors)}
+        for fillings in self.fillings.values():
+            for _, source, origin in fillings:
+                giving[source.name].add(origin.tensor.name)
+        found = {}
+        for donor, checkpoint in self.donors.items():
+            unused: dict[str, set[str]] = defaultdict(set)
+            for key, stored in checkpoint.pieces().items():
+                if stored.tensor.name not in giving[donor]:
+                    unused[key.component].add(stored.tensor.name)
+            found[donor] = {component: len(names) for component, names in unused.items()}
+            if checkpoint.unknown:
+                found[donor]["unknown"] = len(checkpoint.unknown)
+        return found
 
 
 def plan_transfer(
@@ -178,6 +188,7 @@ def plan_transfer(
     slots_of_host = slots_of(host)
     for index, selection in enumerate(recipe.selections):
         name = recipe.donor_of(selection)
+        source = Source(name, selection.rule, selection.weight, index)
         scope, slots = resolve(recipe, selection, host, slots_of_host)
         scopes[name].append(scope)
         for slot in slots:
@@ -188,13 +199,13 @@ def plan_transfer(
                     f"selections {first + 1} and {index + 1} both move {slot}; "
                     "each piece has one source"
                 )
-            moves[slot] = Source(name, selection.rule, selection.weight, index)
+            moves[slot] = source
     warnings: list[str] = []
     for name, donor in donors.items():
         rules = {slot: source.rule for slot, source in moves.items() if source.name == name}
         check = check_donor(name, host, donor, rules, scopes[name], cast=recipe.cast)
         warnings += check.warnings
-        moves |= {slot: replace(moves[slot], cast=True) for slot in check.cast}
+        moves |= {slot: moves[slot]._replace(cast=True) for slot in check.cast}
     return Plan(recipe, host, dict(donors), moves, tuple(warnings))
 
 
