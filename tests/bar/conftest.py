@@ -33,13 +33,27 @@ def dense_pairs(tmp_path_factory):
     return pair
 
 
-@pytest.fixture(scope="session")
-def word_anchor(tmp_path_factory):
-    """An anchor whose 40-word tokenizer leaves 24 rows of padding."""
-    folder = tmp_path_factory.mktemp("words") / "anchor"
-    build_tiny("olmo2").save_pretrained(folder)
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Forty words, so that 24 rows of a vocabulary of 64 are padding."""
     words = {f"w{index}": index for index in range(40)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w2")
+
+
+@pytest.fixture(scope="session")
+def word_anchor(tmp_path_factory):
+    """A dense anchor with a tokenizer of 40 words."""
+    folder = tmp_path_factory.mktemp("words") / "anchor"
+    build_tiny("olmo2").save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def word_moe(tmp_path_factory):
+    """A MoE with a tokenizer of 40 words."""
+    folder = tmp_path_factory.mktemp("word-moe") / "host"
+    build_tiny("olmoe", hidden_size=64).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
     return folder

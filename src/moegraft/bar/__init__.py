@@ -6,7 +6,9 @@ from typing import Any
 _EXPORTS = {
     "BranchRecipe": "moegraft.bar.branch",
     "Manifest": "moegraft.bar.manifest",
+    "plan_append": "moegraft.bar.append",
     "plan_branch": "moegraft.bar.branch",
+    "write_append": "moegraft.bar.append",
     "write_branch": "moegraft.bar.branch",
     "MergeRecipe": "moegraft.bar.merge",
     "MergeRecord": "moegraft.bar.record",

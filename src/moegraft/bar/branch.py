@@ -54,6 +54,10 @@ class BranchRecipe:
     """Noise on those rows, in standard deviations of each column."""
     experts: int = 1
     """Experts to append per layer, where the anchor is a MoE."""
+    probe: str | None = None
+    """A text file, cut at empty lines: where nothing may change when experts are appended."""
+    toward: str | None = None
+    """A text file of the domain, whose tokens shall reach the appended experts from the start."""
 
     def __post_init__(self) -> None:
         if not self.domain.isprintable() or not self.domain.strip() or "/" in self.domain:
@@ -107,6 +111,8 @@ def plan_branch(recipe: BranchRecipe) -> BranchPlan:
     anchor = open_checkpoint(recipe.anchor)
     pretrained = anchor if recipe.pretrained is None else open_checkpoint(recipe.pretrained)
     family = twin_of(anchor)[1]
+    if recipe.experts != 1 or recipe.toward is not None:
+        raise BranchError(f"experts and toward are for MoE hosts; {anchor.source} is dense")
     check_start(recipe.router)
     check_tensors(anchor)
     warnings = _compare(anchor, pretrained) if pretrained is not anchor else []

@@ -40,7 +40,10 @@ def branch(
     ] = None,
     domains: Annotated[int, typer.Option(help="Domains of the merged model, for its cost.")] = 1,
     probe: Annotated[
-        Path | None, typer.Option(help="Text, by paragraphs, on which branch and anchor compare.")
+        str | None, typer.Option(help="Text, by paragraphs, on which branch and anchor compare.")
+    ] = None,
+    toward: Annotated[
+        str | None, typer.Option(help="Text of the domain: its tokens reach the appended experts.")
     ] = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Measure the distance from the anchor.")
@@ -61,6 +64,8 @@ def branch(
         "new_tokens": new_token,
         "token_noise": token_noise,
         "experts": experts,
+        "probe": probe,
+        "toward": toward,
     }
     found = recipe_of(BranchRecipe, recipe, flags, ("anchor", "domain"), "bar branch")
     if domains < 1:
@@ -68,7 +73,7 @@ def branch(
     if out is None and not dry_run:
         raise RecipeError("bar branch: expected --out DIR, or --dry-run to print the cost only")
     out = None if dry_run else out
-    _make_branch(found, out, probe, domains=domains, check=check, as_json=as_json)
+    _make_branch(found, out, domains=domains, check=check, as_json=as_json)
 
 
 def recipe_of(
@@ -93,14 +98,13 @@ def recipe_of(
 
 
 def _make_branch(
-    recipe: Any, out: Path | None, probe: Path | None, *, domains: int, check: bool, as_json: bool
+    recipe: Any, out: Path | None, *, domains: int, check: bool, as_json: bool
 ) -> None:
-    from moegraft.bar.branch import plan_branch, write_branch
     from moegraft.bar.distance import read_probes
     from moegraft.cli.bar_tables import show_branch, show_costs
 
-    texts = read_probes(probe)
-    plan = plan_branch(recipe)
+    texts = read_probes(recipe.probe and Path(recipe.probe))
+    plan, write = _plan(recipe)
     costs = plan.costs(domains)
     if not as_json:
         show_branch(Console(), plan)
@@ -109,13 +113,26 @@ def _make_branch(
         say(f"warning: {warning}")
     manifest = None
     if out is not None:
-        manifest = write_branch(plan, out)
+        manifest = write(plan, out)
         say(f"wrote {out}")
         if check:
             manifest = _measured(plan, out, manifest, texts)
     if as_json:
         about = None if manifest is None else manifest.as_dict()
         write_json({"costs": costs, "warnings": list(plan.warnings), "branch": about})
+
+
+def _plan(recipe: Any) -> tuple[Any, Any]:
+    """The plan for a dense anchor or a MoE, and the function that carries it out."""
+    from moegraft.checkpoint import open_checkpoint
+
+    if open_checkpoint(recipe.anchor).family.is_moe:
+        from moegraft.bar.append import plan_append, write_append
+
+        return plan_append(recipe), write_append
+    from moegraft.bar.branch import plan_branch, write_branch
+
+    return plan_branch(recipe), write_branch
 
 
 def _measured(plan: Any, out: Path, manifest: Any, texts: tuple[str, ...]) -> Any:

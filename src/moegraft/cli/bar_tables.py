@@ -15,10 +15,18 @@ Content = Mapping[str, Any]
 def show_branch(console: Console, plan: Any) -> None:
     """Print what a branch is made of."""
     recipe = plan.recipe
-    start = "the anchor's FFN" if plan.starts_equal else f"the FFN of {recipe.pretrained}"
     _say(console, f"anchor   {recipe.anchor} ({plan.anchor.family.name})")
     _say(console, f"branch   {plan.family.name} for domain {recipe.domain!r}")
-    _say(console, f"experts  0: the anchor's FFN, frozen; 1: from {start}; router: {recipe.router}")
+    if plan.anchor.num_experts:
+        old = plan.anchor.num_experts
+        start = f"reaching for {recipe.toward}" if recipe.toward else "reached by no token yet"
+        _say(console, f"experts  {old} of the host, frozen; {recipe.experts} appended, {start}")
+    else:
+        start = "the anchor's FFN" if plan.starts_equal else f"the FFN of {recipe.pretrained}"
+        _say(
+            console,
+            f"experts  0: the anchor's FFN, frozen; 1: from {start}; {recipe.router} router",
+        )
     if plan.tokens is not None:
         noise = f"with noise {plan.tokens.noise:g} sd" if plan.tokens.noise else "without noise"
         named = ", ".join(f"{token} = {index}" for token, index in plan.tokens.ids.items())

@@ -32,6 +32,8 @@ class TrainOptions:
     weight_decay: float = 0.0
     """Of AdamW, for everything but biases and norms."""
     betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    """Of AdamW, added to the root of the second moment; smaller lets tiny gradients count."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 = no clipping."""
     micro_batch: int | None = None
@@ -80,6 +82,7 @@ class TrainOptions:
             "weight_decay": self.weight_decay,
             "adam_beta1": self.betas[0],
             "adam_beta2": self.betas[1],
+            "adam_epsilon": self.epsilon,
             "max_grad_norm": self.clip,
             "seed": self.seed,
             "data_seed": self.seed,
