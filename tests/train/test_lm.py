@@ -91,6 +91,10 @@ def test_training_lowers_the_loss_and_writes_it_down(whole):
     assert rows[-1]["loss"] < rows[1]["loss"]
     assert result.loss == rows[-1]["loss"]
     assert result.num_tokens == 6 * 4 * 24
+    assert sorted(folder.name for folder in work.glob("checkpoint-*")) == [
+        "checkpoint-4",
+        "checkpoint-6",
+    ]
     held = validation_loss(model, _data()["two"])
     assert held == pytest.approx(result.validation["held"], abs=1e-6)
 

@@ -183,11 +183,15 @@ class Record(TrainerCallback):
         self._append(state, row)
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Mark the checkpoint complete once every process has written its part."""
+        """Mark the checkpoint complete once every process has written its part; keep two."""
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+            work = Path(args.output_dir)
+            (work / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+            for old in _complete(work)[:-2]:
+                (old / _COMPLETE).unlink()  # first: a kill in between must not leave half of one
+                shutil.rmtree(old)
 
     def _append(self, state: TrainerState, row: Mapping[str, Any]) -> None:
         if not state.is_world_process_zero:
@@ -233,8 +237,8 @@ def run(trainer: ExactTrainer, record: Record, about: Mapping[str, Any]) -> list
 
 def last_checkpoint(work: Path) -> Path | None:
     """The newest checkpoint that was written to its end."""
-    found = {int(p.parent.name.rpartition("-")[2]): p.parent for p in work.glob(f"*/{_COMPLETE}")}
-    return found[max(found)] if found else None
+    found = _complete(work)
+    return found[-1] if found else None
 
 
 def read_metrics(work: Path) -> list[dict[str, Any]]:
@@ -249,6 +253,12 @@ def weights_digest(model: nn.Module) -> str:
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
+
+
+def _complete(work: Path) -> list[Path]:
+    """Checkpoints that were written to their end, oldest first."""
+    found = [mark.parent for mark in work.glob(f"checkpoint-*/{_COMPLETE}")]
+    return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
 
 
 def _claim(work: Path, about: Mapping[str, Any]) -> None:

@@ -94,7 +94,6 @@ class TrainOptions:
             "logging_nan_inf_filter": False,
             "save_strategy": "steps" if self.save_every else "no",
             "save_steps": self.save_every or 500,
-            "save_total_limit": 2,
             "report_to": "none",
             "disable_tqdm": True,
         }

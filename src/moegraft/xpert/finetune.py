@@ -9,9 +9,9 @@ from statistics import fmean, stdev
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
-from moegraft.checkpoint.plain import locate
+from moegraft.checkpoint.plain import open_plain
 from moegraft.checkpoint.staging import staged_output
 from moegraft.compare.evaluate import evaluate_models
 from moegraft.compare.gather import result_name
@@ -26,6 +26,7 @@ from moegraft.evals.condition import Condition
 from moegraft.evals.execution import Execution
 from moegraft.evals.harness import load_condition
 from moegraft.evals.run import Progress
+from moegraft.runtime.load import from_pretrained
 from moegraft.train.chats import pack_answers
 from moegraft.train.lm import train_lm
 from moegraft.train.options import TrainOptions
@@ -170,9 +171,10 @@ class _Run:
         return self._score(models, arms, task)
 
     def _finetune(self, source: str, task: str, seed: int, folder: Path) -> None:
-        path = locate(source)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        checkpoint = open_plain(source)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        model = from_pretrained(checkpoint, torch.float32, "eager", torch.device("cpu"))
+        model.requires_grad_(True)
         condition = load_condition(
             task,
             tokenizer=tokenizer,
@@ -192,7 +194,7 @@ class _Run:
             work=self.out / "training" / _slug(task) / folder.name,
             on_step=lambda done, total: self.on_step(what, done, total),
         )
-        with staged_output(folder, inputs=[path]) as staged:
+        with staged_output(folder, inputs=[checkpoint.path]) as staged:
             model.save_pretrained(staged)
             tokenizer.save_pretrained(staged)
 
