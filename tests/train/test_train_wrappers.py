@@ -10,7 +10,8 @@ from moegraft.nano import tokenizer as tokenizers
 from moegraft.train.data import demonstration, preference, task
 from moegraft.train.dpo import train_dpo
 from moegraft.train.freeze import Trainable, freeze
-from moegraft.train.grpo import GrpoOptions, train_grpo
+from moegraft.train.grpo import train_grpo
+from moegraft.train.grpo_options import GrpoOptions
 from moegraft.train.loop import read_metrics
 from moegraft.train.options import TrainOptions
 from moegraft.train.sft import train_sft

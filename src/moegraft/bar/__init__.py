@@ -4,6 +4,10 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "AdaptRecipe": "moegraft.bar.stages",
+    "StageRecipe": "moegraft.bar.stages",
+    "plan_adapt": "moegraft.bar.adapt",
+    "verify_branch": "moegraft.bar.verify",
     "BranchRecipe": "moegraft.bar.branch",
     "Manifest": "moegraft.bar.manifest",
     "plan_append": "moegraft.bar.append",

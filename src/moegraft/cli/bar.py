@@ -2,11 +2,13 @@
 
 import typer
 
-from moegraft.cli import bar_branch, bar_merge
+from moegraft.cli import bar_adapt, bar_branch, bar_merge, bar_verify
 
 commands = typer.Typer(
     help="Train domains apart as branches of one model, and merge them as one MoE.",
     no_args_is_help=True,
 )
 commands.command()(bar_branch.branch)
+commands.command()(bar_adapt.adapt)
+commands.command()(bar_verify.verify)
 commands.command()(bar_merge.merge)

@@ -108,3 +108,50 @@ def distance_line(found: Content, *, expected_equal: bool) -> str:
 
 def _say(console: Console, text: str) -> None:
     console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def show_stages(console: Console, plan: list[dict[str, Any]]) -> None:
+    """Print what each stage opens and how it trains."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name in ("stage", "opens"):
+        table.add_column(name)
+    for name in ("numbers that train", "of", "length", "rate"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in plan:
+        told = [f"{row[k]:,g} {k}" for k in ("steps", "tokens", "epochs") if k in row]
+        low = f", rank {row['lora']}" if row["lora"] else ""
+        table.add_row(
+            row["stage"],
+            f"{row['opens']}{low}",
+            f"{row['open']:,}",
+            f"{row['of']:,}",
+            ", ".join(told),
+            f"{row['learning_rate']:g} {row['scheduler']}",
+        )
+    console.print(table)
+
+
+def show_trained(console: Console, stages: Any) -> None:
+    """Print what the stages of a branch cost and where they ended."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("stage")
+    for name in ("steps", "tokens", "seconds", "loss", "reward"):
+        table.add_column(name, justify="right")
+    for stage in stages:
+        metrics = stage.get("metrics", {})
+        cells = [f"{stage[k]:,.0f}" if k in stage else "" for k in ("steps", "tokens", "seconds")]
+        loss = f"{metrics['loss']:.4f}" if "loss" in metrics else ""
+        reward = f"{stage['reward']:.3f}" if "reward" in stage else ""
+        table.add_row(str(stage["stage"]), *cells, loss, reward)
+    console.print(table)
+
+
+def show_verified(console: Console, folder: Any, found: Any) -> None:
+    """Print that a branch is sound, and what its training opened."""
+    stages = ", ".join(found.stages) or "none recorded"
+    _say(console, f"{folder}: branch for {found.domain!r}, {found.layout} layout")
+    _say(console, f"frozen   {found.num_frozen:,} tensors, every byte as the branch was made")
+    _say(console, f"moved    {len(found.moved):,} shared tensors ({found.opened})")
+    _say(console, f"stages   {stages}")
+    if found.untrained:
+        _say(console, "warning: the domain expert has not moved since the branch was made")

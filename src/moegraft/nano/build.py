@@ -76,7 +76,8 @@ def _base(plan: BuildPlan, work: Path) -> None:
 def _post_train(plan: BuildPlan, work: Path, name: str, step: str, before: Path) -> None:
     from moegraft.nano import recipes
     from moegraft.train.dpo import train_dpo
-    from moegraft.train.grpo import GrpoOptions, train_grpo
+    from moegraft.train.grpo import train_grpo
+    from moegraft.train.grpo_options import GrpoOptions
     from moegraft.train.sft import train_sft
 
     recipe = plan.recipes[name]

@@ -23,7 +23,7 @@ _EXPORTS = {
     "read_documents": "moegraft.train.text",
     "read_chats": "moegraft.train.chats",
     "pack_chats": "moegraft.train.chats",
-    "GrpoOptions": "moegraft.train.grpo",
+    "GrpoOptions": "moegraft.train.grpo_options",
     "read_metrics": "moegraft.train.loop",
 }
 

@@ -1,7 +1,7 @@
 """Chats as packed blocks: one chat never sees another, and the loss is taken on answers only."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from moegraft.errors import TrainDataError
+from moegraft.train.data import turns
 from moegraft.train.records import read_records
 from moegraft.train.text import Blocks
 
@@ -32,7 +33,7 @@ def read_chats(source: str | Path, *, split: str = "train") -> Iterator[Chat]:
     """
     for number, record in enumerate(read_records(source, split=split), 1):
         chat = _messages(record)
-        if not chat or not any(turn["role"] == "assistant" for turn in chat):
+        if not any(turn["role"] == "assistant" for turn in chat):
             raise TrainDataError(
                 f"{source}: record {number} is no chat with an answer; expected `messages` with "
                 f"role and content, or `prompt` and `completion`, got keys {', '.join(record)}"
@@ -160,24 +161,11 @@ class _Packed:
         return Blocks(ids, positions, answers)
 
 
-def _messages(record: Mapping[str, Any]) -> Chat | None:
-    found = record.get("messages")
-    if found is None:
-        answer = next(
-            (record[k] for k in ("completion", "response", "chosen") if k in record), None
-        )
-        if answer is None or "prompt" not in record:
-            return None
-        found = [*turns("user", record["prompt"]), *turns("assistant", answer)]
-    if not isinstance(found, Sequence) or isinstance(found, str):
-        return None
-    ok = all(isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in found)
-    return [{k: v for k, v in turn.items() if v is not None} for turn in found] if ok else None
-
-
-def turns(role: str, content: Any) -> list[Any]:
-    """A text as one message of `role`; a list of messages as it is."""
-    return [{"role": role, "content": content}] if isinstance(content, str) else list(content)
+def _messages(record: Mapping[str, Any]) -> Chat:
+    if "messages" in record:
+        return turns("user", record["messages"])
+    answers = (record[k] for k in ("completion", "response", "chosen") if k in record)
+    return [*turns("user", record.get("prompt")), *turns("assistant", next(answers, None))]
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, chat: Chat, **how: Any) -> str:

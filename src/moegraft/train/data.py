@@ -1,9 +1,14 @@
 """Chat records as TRL takes them: demonstrations, preferences, and tasks with a gold answer."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+
+from moegraft.errors import TrainDataError
+from moegraft.train.records import read_records
 
 Record = dict[str, Any]
 Exchange = tuple[str, str]
@@ -41,3 +46,55 @@ def task(prompt: str, kind: str, gold: str, before: Sequence[Exchange] = ()) -> 
 def dataset(records: Iterable[Record]) -> Dataset:
     """An in-memory data set in the order of `records`."""
     return Dataset.from_list(list(records))
+
+
+def read_preferences(source: str | Path, *, split: str = "train") -> Iterator[Record]:
+    """Yield the comparisons of a file, a folder or a data set on the Hub.
+
+    A record holds `prompt`, `chosen` and `rejected`, each a text or a list of messages; without
+    `prompt`, `chosen` and `rejected` are whole conversations that differ in their last turn.
+
+    Raises:
+        TrainDataError: nothing can be read there, or a record is no comparison.
+    """
+    for number, record in enumerate(read_records(source, split=split), 1):
+        chosen, rejected = (turns("assistant", record.get(k)) for k in ("chosen", "rejected"))
+        prompt = turns("user", record.get("prompt"))
+        if chosen and rejected and not prompt and chosen[:-1] == rejected[:-1]:
+            prompt, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
+        if not (prompt and chosen and rejected):
+            raise TrainDataError(
+                _wrong(source, number, "`prompt`, `chosen` and `rejected`", record)
+            )
+        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def read_tasks(source: str | Path, *, split: str = "train") -> Iterator[Record]:
+    """Yield the tasks of a file, a folder or a data set on the Hub.
+
+    A record holds `prompt` (a text or a list of messages), `kind` and `gold`; a gold answer that
+    is no text is passed on as JSON.
+
+    Raises:
+        TrainDataError: nothing can be read there, or a record is no task.
+    """
+    for number, record in enumerate(read_records(source, split=split), 1):
+        prompt, kind, gold = turns("user", record.get("prompt")), record.get("kind"), "gold"
+        if not prompt or not isinstance(kind, str) or gold not in record:
+            raise TrainDataError(_wrong(source, number, "`prompt`, `kind` and `gold`", record))
+        gold = record[gold]
+        text = gold if isinstance(gold, str) else json.dumps(gold)
+        yield {"prompt": prompt, "kind": kind, "gold": text}
+
+
+def turns(role: str, content: Any) -> list[dict[str, Any]]:
+    """A text as one message of `role`, a list of messages as it is; empty for anything else."""
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    listed = content if isinstance(content, Sequence) else []
+    is_chat = all(isinstance(t, Mapping) and isinstance(t.get("role"), str) for t in listed)
+    return [{k: v for k, v in t.items() if v is not None} for t in listed] if is_chat else []
+
+
+def _wrong(source: str | Path, number: int, wanted: str, record: Mapping[str, Any]) -> str:
+    return f"{source}: record {number}: expected {wanted}, got keys {', '.join(record)}"

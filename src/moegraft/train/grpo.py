@@ -1,7 +1,6 @@
 """Reinforcement learning with verifiable rewards (TRL's GRPOTrainer)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from moegraft.errors import RecipeError, TrainingError
+from moegraft.errors import RecipeError, TrainDataError, TrainingError
 from moegraft.train.data import Record, dataset
+from moegraft.train.grpo_options import GrpoOptions
 from moegraft.train.loop import ExactTrainer, OnStep, Prepare, not_finite
 from moegraft.train.options import TrainOptions
 from moegraft.train.programs import Limits
@@ -19,54 +19,6 @@ from moegraft.train.trl_run import checked, mean_of_tail, run_records
 from moegraft.train.verifiers import FAILURES, Grader, check_tasks
 
 _LIMITS = Limits()
-
-
-@dataclass(frozen=True, slots=True)
-class GrpoOptions:
-    """How completions are sampled, rewarded and learned from.
-
-    BAR (section "RLVR" of its recipe): 8 completions of each of 64 prompts, four mini-batches,
-    temperature 1, no reference model, advantages centred but not divided by their deviation,
-    ratios clipped at 0.2 below and 0.272 above, the token-level loss of DAPO, reward 10.
-
-    Raises:
-        RecipeError: a value is out of its range.
-    """
-
-    num_generations: int = 8
-    """Completions a prompt, compared with one another."""
-    max_new_tokens: int = 96
-    """Length at which a completion is cut; what was cut still counts."""
-    temperature: float = 1.0
-    beta: float = 0.0
-    """Weight of the divergence from the start; 0 needs no reference model."""
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    """Bounds of the ratio of new and old probability: 1 - low to 1 + high."""
-    scale_rewards: bool = True
-    """Divide a group's advantages by their standard deviation."""
-    reward: float = 1.0
-    """What a right answer earns; matters where rewards are not scaled."""
-    mini_batches: int = 1
-    """Optimizer steps on the completions of one round of sampling."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_generations", "max_new_tokens", "temperature", "reward", "mini_batches"):
-            if getattr(self, name) <= 0:
-                raise RecipeError(f"{name}: expected more than 0, got {getattr(self, name)}")
-        if self.num_generations < 2:
-            raise RecipeError("num_generations: expected at least 2, which can be compared")
-
-    @staticmethod
-    def as_published(max_new_tokens: int = 4096) -> "GrpoOptions":
-        """What BAR trains with."""
-        return GrpoOptions(
-            max_new_tokens=max_new_tokens,
-            clip_high=0.272,
-            scale_rewards=False,
-            reward=10.0,
-            mini_batches=4,
-        )
 
 
 _DEFAULT = GrpoOptions()
@@ -129,7 +81,7 @@ def train_grpo(
     records = checked(dataset(tasks), "task")
     kinds = [str(kind) for kind in records["kind"]]
     check_tasks(zip(kinds, map(str, records["gold"]), strict=True))
-    arguments = _arguments(options, grpo, work)
+    arguments = _arguments(options, grpo, work, len(records))
     with Grader(kinds, work / FAILURES, limits) as grader:
         trainer = _Grpo(
             model=model,
@@ -150,12 +102,20 @@ def train_grpo(
     return mean_of_tail(rows, "reward", 0.1) / grpo.reward
 
 
-def _arguments(options: TrainOptions, grpo: GrpoOptions, work: Path) -> dict[str, Any]:
+def _arguments(
+    options: TrainOptions, grpo: GrpoOptions, work: Path, num_tasks: int
+) -> dict[str, Any]:
     arguments = options.arguments(work)
     if options.batch % grpo.num_generations:
         raise RecipeError(
             f"batch: {options.batch} completions cannot be divided into groups of "
             f"{grpo.num_generations} (num_generations)"
+        )
+    num_prompts = options.batch * grpo.mini_batches // grpo.num_generations
+    if num_tasks < num_prompts:
+        raise TrainDataError(
+            f"{num_tasks} tasks, but one round of sampling takes {num_prompts}; give more tasks or "
+            "a smaller batch"
         )
     if options.save_every % grpo.mini_batches:
         raise RecipeError(

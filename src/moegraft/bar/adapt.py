@@ -1,0 +1,258 @@
+"""Train a branch in stages, each with its own freeze set, and prove that nothing else moved.
+
+By default what opens follows the paper's text (arXiv:2604.18473): nothing shared in mid-training,
+embedding and output head in supervised finetuning, everything shared in reinforcement learning;
+the anchor's expert and its router row never. `as_released` follows the authors' scripts instead
+(`bar.opened` says where they differ).
+
+Departures from the paper: a small run has smaller batches (`stages.LEAST_STEPS`); prompts that are
+solved nearly always are drawn again (the authors leave them out); reinforcement learning samples
+and learns in turn (theirs overlap).
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moegraft.bar.branches import Branch, open_branch
+from moegraft.bar.entries import computed, copied
+from moegraft.bar.manifest import Manifest, write_manifest
+from moegraft.bar.names import named_pieces
+from moegraft.bar.opened import check_level, expert_rows, level_of, num_opened, trainable
+from moegraft.bar.stages import AdaptRecipe, StageRecipe
+from moegraft.bar.training import Job, train_stage
+from moegraft.bar.verify import check_stored
+from moegraft.bar.write import write_model
+from moegraft.checkpoint.writer import Entry
+from moegraft.config import dump_recipe
+from moegraft.errors import BranchError, OutputError, RunError, TrainDataError, TrainingError
+from moegraft.families import Key
+from moegraft.runtime.load import from_pretrained, resolved_dtype
+from moegraft.runtime.tokens import load_tokenizer
+from moegraft.train.freeze import Freeze, Trainable, freeze
+from moegraft.train.lowrank import LowRank, add_low_rank
+
+RECIPE = "recipe.yaml"
+RESULT = "branch"
+"""In the run's folder: the branch after its last stage."""
+
+OnStage = Callable[[str, int, int], None]
+"""Called after each step with (stage, steps done, steps in all)."""
+_log = logging.getLogger(__name__)
+
+
+def adapt(recipe: AdaptRecipe, out: str | Path, *, on_step: OnStage | None = None) -> Manifest:
+    """Run the stages of `recipe`; called again after an interruption, go on where it stopped.
+
+        OUT/recipe.yaml                      the recipe, every default written out
+        OUT/stages/1-mid/train/              metrics.jsonl and checkpoints of the stage
+        OUT/stages/1-mid/branch/             the branch after the stage
+        OUT/branch/                          the branch after the last stage
+
+    After each stage every frozen byte is compared with its hash, in memory and, of what must never
+    move, on disk; the stage is then added to branch.json.
+
+    Args:
+        recipe: branch and stages.
+        out: the run's folder.
+        on_step: told about progress.
+
+    Returns:
+        The manifest of the last branch.
+
+    Raises:
+        BranchError: the branch is none, has no tokenizer, or a frozen tensor of it has moved.
+        RecipeError: a stage opens what the branch does not have.
+        TrainDataError: a stage's data are empty or cannot be read; names the stage.
+        TrainingError: a loss or gradient is not finite; names the stage; checkpoints stay.
+        FrozenMovedError: something frozen has moved; no branch is written.
+        RunError: `out` holds another run.
+    """
+    out = Path(out).expanduser()
+    branch = open_branch(recipe.branch)
+    if not recipe.as_released:
+        check_stored(branch)
+    for stage in recipe.stages:
+        check_level(_level(stage, branch, recipe), branch)
+    _claim(out, recipe)
+    for number, stage in enumerate(recipe.stages, 1):
+        folder = out / "stages" / f"{number}-{stage.stage}"
+        result = out / RESULT if number == len(recipe.stages) else folder / RESULT
+        if not result.exists():
+            tell = partial(on_step, stage.stage) if on_step is not None else None
+            _run_stage(branch, stage, recipe, (folder / "train", result), tell)
+        branch = open_branch(result)
+    return branch.manifest
+
+
+def plan_adapt(recipe: AdaptRecipe) -> list[dict[str, Any]]:
+    """What each stage will open and how it will train, from headers alone; one row a stage.
+
+    Raises:
+        BranchError: the branch is none.
+        RecipeError: a stage opens what the branch does not have.
+    """
+    branch = open_branch(recipe.branch)
+    total = sum(prod(stored.shape) for stored in branch.checkpoint.pieces().values())
+    rows = []
+    for stage in recipe.stages:
+        level = _level(stage, branch, recipe)
+        check_level(level, branch)
+        lengths = {n: getattr(stage, n) for n in ("steps", "tokens", "epochs") if getattr(stage, n)}
+        rows.append(
+            {
+                "stage": stage.stage,
+                "opens": level,
+                "open": num_opened(branch, level),
+                "of": total,
+                "lora": stage.lora,
+                **(lengths or {"epochs": stage.preset.epochs}),
+                "learning_rate": stage.learning_rate or stage.preset.learning_rate,
+                "scheduler": stage.scheduler or stage.preset.scheduler,
+                "length": stage.length or stage.preset.length,
+                "batch": stage.batch,
+                "data": [*stage.data],
+                "general": [*stage.general],
+            }
+        )
+    return rows
+
+
+def _level(stage: StageRecipe, branch: Branch, recipe: AdaptRecipe) -> Any:
+    return stage.open or level_of(stage.stage, branch, as_released=recipe.as_released)
+
+
+def _claim(out: Path, recipe: AdaptRecipe) -> None:
+    """Write the recipe into the run's folder, or check that it is the one that stands there."""
+    file, text = out / RECIPE, dump_recipe(recipe)
+    try:
+        if file.exists():
+            if file.read_text(encoding="utf-8") != text:
+                raise RunError(f"{out}: holds a run of another recipe; name another folder")
+            return
+        if out.exists() and any(out.iterdir()):
+            raise RunError(f"{out}: is not empty and holds no run; name another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        if isinstance(error, RunError):
+            raise
+        raise OutputError(f"{out}: cannot be written ({error.strerror})") from None
+
+
+def _run_stage(
+    branch: Branch,
+    stage: StageRecipe,
+    recipe: AdaptRecipe,
+    places: tuple[Path, Path],
+    on_step: Callable[[int, int], None] | None,
+) -> None:
+    """Train one stage in the first of `places` and write its branch to the second."""
+    work, result = places
+    model, tokenizer = _load(branch, recipe)
+    level = _level(stage, branch, recipe)
+    opened = trainable(model, branch, level)
+    low_rank, frozen = _freeze(model, branch, stage, opened, recipe.seed)
+    num_open = frozen.num_open()
+    _log.info("%s opens %d of %d numbers", stage.stage, num_open, model.num_parameters())
+    how = {
+        "seed": recipe.seed,
+        "use_cpu": model.device.type == "cpu",
+        "bf16": recipe.bf16,
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+    }
+    job = Job(stage, model, tokenizer, work, frozen.prepare, on_step, how)
+    try:
+        trained = train_stage(job)
+    except (TrainDataError, TrainingError) as error:
+        raise type(error)(f"stage {stage.stage}: {error}") from error
+    frozen.check()
+    if low_rank is not None:
+        low_rank.fold()
+    about = {
+        "stage": stage.stage,
+        "opened": level,
+        "as_released": recipe.as_released,
+        "trained_numbers": num_open,
+        "lora": stage.lora,
+    }
+    _write(branch, model, opened, branch.manifest.with_stage({**about, **trained}), result)
+
+
+def _load(branch: Branch, recipe: AdaptRecipe) -> tuple[Any, Any]:
+    name = recipe.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    tokenizer = load_tokenizer(branch.checkpoint)
+    if tokenizer is None:
+        raise BranchError(f"{branch.folder}: has no tokenizer, and cannot be trained without one")
+    dtype = resolved_dtype(recipe.dtype, branch.checkpoint, {})
+    experts = "eager" if device.type == "cpu" else "grouped_mm"
+    return from_pretrained(branch.checkpoint, dtype, experts, device), tokenizer
+
+
+def _freeze(
+    model: Any, branch: Branch, stage: StageRecipe, opened: Trainable, seed: int
+) -> tuple[LowRank | None, Freeze]:
+    """Freeze `model`; with `lora`, the factors train in place of the experts."""
+    model.train()
+    if stage.lora is None:
+        return None, freeze(model, opened)
+    experts = expert_rows(opened, branch)
+    low_rank = add_low_rank(model, experts, stage.lora, seed=seed)
+    others = {name: chosen for name, chosen in opened.rows.items() if name not in experts}
+    return low_rank, freeze(model, Trainable((*opened.whole, *low_rank.names), others))
+
+
+def _write(branch: Branch, model: Any, opened: Trainable, manifest: Manifest, result: Path) -> None:
+    """Write the trained branch: what was frozen byte for byte, the rest from the live model."""
+    entries = [*_entries(branch, model, opened)]
+
+    def finish(folder: Path) -> None:
+        write_manifest(folder, manifest)
+        if manifest.stages[-1]["opened"] != "everything":
+            check_stored(open_branch(folder))
+
+    result.parent.mkdir(parents=True, exist_ok=True)
+    write_model(
+        result,
+        entries,
+        branch.checkpoint.config,
+        branch.checkpoint,
+        inputs=[branch.folder],
+        finish=finish,
+    )
+
+
+def _entries(branch: Branch, model: Any, opened: Trainable) -> Iterator[Entry]:
+    live = dict(_live_pieces(branch, model, opened))
+    for name, stored in named_pieces(branch.checkpoint).items():
+        tensor = live.get(stored.piece.key)
+        if tensor is None:
+            yield copied(name, stored)
+        else:
+            yield computed(name, stored.dtype, stored.shape, lambda t=tensor: t.cpu())
+
+
+def _live_pieces(branch: Branch, model: Any, opened: Trainable) -> Iterator[tuple[Key, Tensor]]:
+    """Every piece of the live model that was open, by canonical key."""
+    family = branch.checkpoint.family
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for name in (*opened.whole, *opened.rows):
+        tensor = named[name].detach()
+        size = tensor.element_size()
+        place = family.place(name)
+        for piece in family.pieces(name, tensor.shape, tensor.numel() * size):
+            chosen = opened.rows.get(name)
+            if place.component == "experts" and chosen and piece.key.expert not in chosen:
+                continue
+            first = piece.offset // size
+            run = tensor.reshape(-1)[first : first + piece.nbytes // size]
+            yield piece.key, run.reshape(piece.shape)

@@ -1,0 +1,203 @@
+"""Run one stage's training on a live branch: read its data, choose its length, call its trainer."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from moegraft.bar.stages import StageRecipe
+from moegraft.errors import TrainDataError
+from moegraft.train.chats import pack_chats, read_chats
+from moegraft.train.data import read_preferences, read_tasks
+from moegraft.train.dpo import train_dpo
+from moegraft.train.grpo import train_grpo
+from moegraft.train.lm import train_lm
+from moegraft.train.loop import OnStep, Prepare, read_metrics
+from moegraft.train.options import TrainOptions
+from moegraft.train.programs import Limits
+from moegraft.train.text import Blocks, pack, read_documents
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A stage that is about to be trained."""
+
+    stage: StageRecipe
+    model: Any
+    tokenizer: Any
+    work: Path
+    """The training's own folder: metrics, checkpoints."""
+    prepare: Prepare
+    on_step: OnStep | None
+    how: Mapping[str, Any]
+    """Seed and placement, for `TrainOptions`."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a block or a record: the stage's, or the published, or what the model takes."""
+        most = int(getattr(self.model.config, "max_position_embeddings", 0) or 1 << 30)
+        return self.stage.length or min(self.stage.preset.length, most)
+
+
+def train_stage(job: Job) -> dict[str, Any]:
+    """Train, or go on where an interrupted training stopped.
+
+    Returns:
+        What the manifest records: steps, tokens, data, and the last loss or reward.
+
+    Raises:
+        TrainDataError: the domain has no data, or it cannot be read.
+        TrainingError: the loss or a gradient is not finite; the last checkpoint stays.
+    """
+    kinds = {"mid": _blocks, "sft": _blocks, "dpo": _preferences, "rl": _rewards}
+    found = kinds[job.stage.stage](job)
+    rows = read_metrics(job.work)
+    last = rows[-1]
+    numbers = ("loss", "reward", "verifier_failures")
+    return {
+        "steps": last["step"],
+        "tokens": int(last["tokens"]),
+        "seconds": last["seconds"],
+        "metrics": {k: round(float(last[k]), 6) for k in numbers if k in last},
+        **found,
+    }
+
+
+def _blocks(job: Job) -> dict[str, Any]:
+    """Mid-training on packed text, or finetuning on packed chats."""
+    stage = job.stage
+    read = _read_text if stage.stage == "mid" else _read_chats
+    sources = {"domain": read(job, stage.data)}
+    if stage.general:
+        sources["general"] = read(job, stage.general)
+    num_steps, batch = plan_blocks(stage, {n: b.num_tokens for n, b in sources.items()}, job.length)
+    share = stage.general_share
+    weights = {"domain": 1 - share, "general": share} if share else None
+    options = stage.options(num_steps, batch, **job.how)
+    train_lm(
+        job.model,
+        sources,
+        options,
+        work=job.work,
+        weights=weights,
+        router=stage.router_loss,
+        prepare=job.prepare,
+        on_step=job.on_step,
+    )
+    data = [
+        {"part": name, "tokens": blocks.num_tokens, "sha256": blocks.digest()}
+        for name, blocks in sources.items()
+    ]
+    return {"data": _named(stage, data), "options": _about(options, length=job.length)}
+
+
+def plan_blocks(stage: StageRecipe, num_tokens: Mapping[str, int], length: int) -> tuple[int, int]:
+    """Steps, and blocks a step, for sources of so many tokens.
+
+    One pass over the domain comes with as much of the general mix as its share says.
+    """
+    domain, everything = num_tokens["domain"], sum(num_tokens.values())
+    share = 1 - domain / everything if stage.general_share is None else stage.general_share
+    epochs = stage.preset.epochs if stage.epochs is None else stage.epochs
+    wanted = stage.tokens or round(epochs * domain / (1 - share))
+    batch = stage.batch_of(wanted, length)
+    return stage.steps or max(1, round(wanted / (batch * length))), batch
+
+
+def _read_text(job: Job, sources: Sequence[str]) -> Blocks:
+    documents = chain.from_iterable(read_documents(source) for source in sources)
+    return pack(documents, job.tokenizer, job.length, max_tokens=job.stage.tokens)
+
+
+def _read_chats(job: Job, sources: Sequence[str]) -> Blocks:
+    chats = chain.from_iterable(read_chats(source) for source in sources)
+    return pack_chats(chats, job.tokenizer, job.length, max_tokens=job.stage.tokens)
+
+
+def _preferences(job: Job) -> dict[str, Any]:
+    stage = job.stage
+    records, data = _records(stage, read_preferences)
+    batch = stage.batch or max(1, min(stage.preset.batch_tokens, len(records) // 50))
+    options = stage.options(_steps(stage, len(records), batch), batch, **job.how)
+    train_dpo(
+        job.model,
+        job.tokenizer,
+        records,
+        options,
+        work=job.work,
+        beta=stage.beta,
+        max_length=job.length,
+        prepare=job.prepare,
+        on_step=job.on_step,
+    )
+    return {"data": data, "options": _about(options, length=job.length, beta=stage.beta)}
+
+
+def _rewards(job: Job) -> dict[str, Any]:
+    stage, grpo = job.stage, job.stage.grpo
+    records, data = _records(stage, read_tasks)
+    batch = stage.batch or stage.preset.batch_tokens
+    steps = _steps(stage, len(records) * grpo.num_generations, batch)
+    steps = -(-steps // grpo.mini_batches) * grpo.mini_batches
+    options = stage.options(steps, batch, **job.how)
+    reward = train_grpo(
+        job.model,
+        job.tokenizer,
+        records,
+        options,
+        work=job.work,
+        grpo=grpo,
+        limits=Limits(seconds=stage.seconds),
+        prepare=job.prepare,
+        on_step=job.on_step,
+    )
+    about = _about(options, grpo=grpo)
+    return {"data": data, "options": about, "rollouts": steps * batch, "reward": round(reward, 6)}
+
+
+def _steps(stage: StageRecipe, num_records: int, batch: int) -> int:
+    if stage.steps is not None:
+        return stage.steps
+    epochs = stage.preset.epochs if stage.epochs is None else stage.epochs
+    return max(1, math.ceil(epochs * num_records / batch))
+
+
+def _records(
+    stage: StageRecipe, read: Callable[[str], Iterable[dict[str, Any]]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Domain and general records together, and what the manifest says about them."""
+    found: list[dict[str, Any]] = []
+    about = []
+    for part, sources in (("domain", stage.data), ("general", stage.general)):
+        own = [record for source in sources for record in read(source)]
+        if sources and not own:
+            raise TrainDataError(f"{part} data: {', '.join(sources)}: no record")
+        if own:
+            digest = sha256(repr(own).encode()).hexdigest()
+            about.append({"part": part, "records": len(own), "sha256": digest})
+        found += own
+    return found, _named(stage, about)
+
+
+def _named(stage: StageRecipe, about: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`about`, with the names of files (without their folders) or data sets."""
+    names = {"domain": stage.data, "general": stage.general}
+    return [
+        {
+            **entry,
+            "sources": [Path(n).name if Path(n).exists() else n for n in names[entry["part"]]],
+        }
+        for entry in about
+    ]
+
+
+def _about(options: TrainOptions, **more: Any) -> dict[str, Any]:
+    """The settings, without those that say where and how often."""
+    from dataclasses import asdict, is_dataclass
+
+    left_out = {"use_cpu", "log_every", "save_every", "eval_every", "micro_batch", "num_steps"}
+    plain = {k: asdict(v) if is_dataclass(v) else v for k, v in more.items()}  # pyright: ignore[reportArgumentType]
+    return {k: v for k, v in asdict(options).items() if k not in left_out} | plain

@@ -1,0 +1,120 @@
+import json
+import sys
+
+import pytest
+
+from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
+from moegraft.cli import main
+from tiny_families import build_tiny, stored_tensors
+from tiny_sweep import CHAT, byte_tokenizer
+
+pytestmark = pytest.mark.filterwarnings(
+    # transformers while training; none is ours to mend
+    "ignore::FutureWarning",
+    "ignore::UserWarning",
+)
+QUICK = ("--set", "sft.steps=2", "--set", "sft.batch=2", "--set", "sft.length=32")
+
+
+@pytest.fixture
+def moegraft(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["moegraft", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "160")
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        code = stopped.value.code
+        return (code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    build_tiny("olmo2", vocab_size=258).save_pretrained(folder / "anchor")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder / "anchor")
+    write_branch(plan_branch(BranchRecipe(str(folder / "anchor"), "math")), folder / "branch")
+    lines = [json.dumps({"prompt": f"{n}?", "completion": str(n)}) for n in range(20)]
+    (folder / "chat.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_a_dry_run_tells_what_each_stage_opens(moegraft, root):
+    what = ("bar", "adapt", "--branch", root / "branch", "--mid", "t.jsonl", "--rl", "r.jsonl")
+    code, text, err = moegraft(*what, "--set", "mid.learning_rate=2e-4", "--dry-run")
+    assert code == 0, err
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    expert = 2 * (3 * 16 * 24 + 16)  # layers of one expert and its router row
+    total = sum(tensor.numel() for tensor in stored_tensors(root / "branch").values())
+    assert lines[-2][:4] == ["mid", "expert", f"{expert:,}", f"{total:,}"]
+    assert lines[-1][:3] == ["rl", "shared", f"{total - expert:,}"]
+    assert "0.0002 cosine" in text
+    code, text, _ = moegraft(*what, "--as-released", "--dry-run", "--json")
+    assert [row["opens"] for row in json.loads(text)["plan"]] == ["expert", "everything"]
+
+
+def test_flags_train_a_branch_that_is_then_verified(moegraft, root, tmp_path):
+    what = ("bar", "adapt", "--branch", root / "branch", "--sft", root / "chat.jsonl", *QUICK)
+    code, text, err = moegraft(*what, "--device", "cpu", "--out", tmp_path / "run", "--json")
+    assert code == 0, err
+    assert "stage sft: 2 steps" in err and "nothing that was frozen has moved" in err
+    (stage,) = json.loads(text)["stages"]
+    assert (stage["stage"], stage["opened"], stage["steps"]) == ("sft", "vocabulary", 2)
+    code, text, err = moegraft("bar", "verify", tmp_path / "run" / "branch")
+    assert code == 0, err
+    assert "branch for 'math', published layout" in text
+    assert "frozen   8 tensors, every byte" in text and "(vocabulary)" in text
+    code, text, _ = moegraft("bar", "verify", tmp_path / "run" / "branch", "--json")
+    assert json.loads(text)["stages"] == ["sft"]
+
+
+def test_a_recipe_file_says_the_same(moegraft, root, tmp_path):
+    recipe = tmp_path / "adapt.yaml"
+    recipe.write_text(
+        f"branch: {root / 'branch'}\ndevice: cpu\nstages:\n"
+        f"- {{stage: sft, data: [{root / 'chat.jsonl'}], steps: 1, batch: 2, length: 32}}\n"
+    )
+    code, text, err = moegraft("bar", "adapt", recipe, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "sft" in text
+    code, _, err = moegraft("bar", "adapt", recipe, "--seed", 3, "--out", tmp_path / "run")
+    assert code == 2 and "drop --seed or the file" in err
+    code, _, err = moegraft("bar", "adapt", recipe)
+    assert code == 2 and "expected --out DIR, or --dry-run" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "no stage; expected data with --mid, --sft, --dpo or --rl"),
+        (("--sft", "x", "--general", "mid=y"), "expected STAGE=DATA with a stage that has data"),
+        (("--sft", "x", "--set", "sft.rate=1"), "stages.0.rate: unknown key"),
+        (("--sft", "x", "--set", "rl.steps=1"), "--set rl.steps=1: expected STAGE.KEY=VALUE"),
+        (("--sft", "x", "--set", "sft.steps=-1"), "sft: steps: expected more than 0, got -1"),
+        (("--sft", "x", "--set", "sft.open=tokens"), "has no new tokens"),
+    ],
+)
+def test_flags_that_contradict_are_one_clear_line(moegraft, root, flags, message):
+    code, _, err = moegraft("bar", "adapt", "--branch", root / "branch", *flags, "--dry-run")
+    assert code == 2
+    assert message in err.replace("\n", " ") and "Traceback" not in err
+
+
+def test_a_moved_anchor_is_named(moegraft, root, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(root / "branch")
+    with torch.no_grad():
+        model.model.layers[0].mlp.experts.gate_up_proj[0] += 1
+    model.save_pretrained(tmp_path / "moved")
+    code, _, err = moegraft("bar", "verify", tmp_path / "moved", "--original", root / "branch")
+    assert code == 2
+    assert "model.layers.0.mlp.experts.0.gate_proj.weight is frozen but has moved" in err
+    code, _, err = moegraft("bar", "verify", root / "branch", "--tokens", 5)
+    assert code == 2 and "--tokens has no effect without --original" in err
