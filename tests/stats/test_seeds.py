@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from moegraft.stats import mcnemar, seed_mean, seed_test
+from moegraft.stats.seeds import paired_seed_test
 
 
 def arms(num_seeds, num_items, spread, rng, gain=0.0):
@@ -79,3 +80,14 @@ def test_pooled_conditions_count_by_their_weights_and_not_by_their_items():
     spread = np.array([1 / 6, -1 / 3, 1 / 6, 0.0]) * weights
     assert found.item_variance == pytest.approx(np.sum(spread**2) * 4 / 3)
     assert seed_mean(a, weights=weights, strata=strata).value == pytest.approx(5 / 6)
+
+
+def test_paired_seeds_do_not_count_what_a_seed_does_to_both():
+    rng = np.random.default_rng(0)
+    items, seeds = rng.normal(size=40), rng.normal(size=(4, 1))
+    a = items + 5 * seeds + 0.01 * rng.normal(size=(4, 40))
+    b = items + 5 * seeds + 0.1 + 0.01 * rng.normal(size=(4, 40))
+    estimate, p = paired_seed_test(b - a)
+    assert estimate.value == pytest.approx(0.1, abs=0.01)
+    assert p < 1e-4 < seed_test(b, a).p_value
+    assert estimate.interval.low < 0.1 < estimate.interval.high

@@ -2,7 +2,13 @@
 
 import typer
 
-from moegraft.cli import xpert_decompose, xpert_finetune, xpert_identify, xpert_init
+from moegraft.cli import (
+    xpert_compare,
+    xpert_decompose,
+    xpert_finetune,
+    xpert_identify,
+    xpert_init,
+)
 
 commands = typer.Typer(
     help="Find the experts of a MoE that serve every domain, and start other models from them.",
@@ -11,4 +17,5 @@ commands = typer.Typer(
 commands.command()(xpert_identify.identify)
 commands.command()(xpert_decompose.decompose)
 commands.command()(xpert_init.init)
+commands.command()(xpert_compare.compare)
 commands.command()(xpert_finetune.finetune)

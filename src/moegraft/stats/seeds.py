@@ -93,6 +93,26 @@ def seed_mean(
     return _combine(items.mean(column), parts, level)[0]
 
 
+def paired_seed_test(
+    differences: Float[np.ndarray, "seed item"],
+    *,
+    clusters: Sequence[str | None] | None = None,
+    weights: Float[np.ndarray, "item"] | None = None,
+    strata: Sequence[str] | None = None,
+    level: float = 0.95,
+) -> tuple[Estimate, float]:
+    """Mean difference of two recipes that share each seed's data order and fresh weights, and p.
+
+    As `seed_test`, but what a seed does to both recipes alike is no noise here: the deviation that
+    counts is that of the seeds' differences. At least two seeds.
+    """
+    assert len(differences) >= 2, "a single seed says nothing about seeds: compare checkpoints"
+    items = _Items.of(differences.shape[1], clusters, weights, strata)
+    column = differences.mean(axis=0)
+    parts = [_seed_part(differences, items), items.part(column)]
+    return _combine(items.mean(column), parts, level)[:2]
+
+
 @dataclass(frozen=True, slots=True)
 class _Items:
     """How the items enter a mean, and which of them are drawn together."""

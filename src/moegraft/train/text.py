@@ -112,9 +112,20 @@ def pack(
     """
     if tokenizer.eos_token_id is None:
         raise TrainDataError("the tokenizer has no end-of-text token to put between documents")
+    return pack_ids(_tokens(documents, tokenizer), length, max_tokens=max_tokens)
+
+
+def pack_ids(
+    documents: Iterable[Sequence[int]], length: int, *, max_tokens: int | None = None
+) -> Blocks:
+    """As `pack`, from the token ids of documents; what stands between them is the caller's.
+
+    Raises:
+        TrainDataError: there is not even one block.
+    """
     ids: list[int] = []
     positions: list[int] = []
-    for document in _tokens(documents, tokenizer):
+    for document in documents:
         for start, end in _pieces(len(document), len(ids), length):
             ids += document[start:end]
             positions += range(end - start)

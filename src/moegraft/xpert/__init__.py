@@ -5,12 +5,14 @@ from typing import Any
 
 _EXPORTS = {
     "Adaptation": "moegraft.xpert.start",
+    "CompareRecipe": "moegraft.xpert.compare_recipe",
     "Decomposition": "moegraft.xpert.decompose",
     "Identification": "moegraft.xpert.identify",
     "Knowledge": "moegraft.xpert.knowledge",
     "Resizing": "moegraft.xpert.resize",
     "RoutingTable": "moegraft.xpert.counts",
     "Start": "moegraft.xpert.start",
+    "compare_starts": "moegraft.xpert.compare",
     "decompose_experts": "moegraft.xpert.knowledge",
     "identify_experts": "moegraft.xpert.identify",
     "initialise_target": "moegraft.xpert.adapt",

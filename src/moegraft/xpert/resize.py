@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from moegraft.config import STRICT
 from moegraft.errors import IncompatibleError, RecipeError
 from moegraft.xpert.decompose import Factored
 from moegraft.xpert.experts import MATRICES
@@ -36,6 +37,8 @@ CHOICES = {
 @dataclass(frozen=True, slots=True)
 class Resizing:
     """How knowledge of one size fills FFNs of another. Defaults are the method's."""
+
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     depth: str = "first"
     """Target layer i starts from layer i (`first`); from floor((i + .5) L / L') of L, spread over
@@ -87,6 +90,8 @@ class Ffns:
     how: Resizing
     hidden: int
     num_layers: int
+    shared: Int[Tensor, " hidden"] | None = None
+    """Residual dimensions that were chosen elsewhere, so that several targets share them."""
     _memo: dict[tuple[int, int], dict[str, Factored]] = field(default_factory=dict, repr=False)
     _made: dict[tuple[int, int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -100,6 +105,8 @@ class Ffns:
     def residual(self) -> Int[Tensor, " hidden"]:
         """The donor's residual dimension behind each of the target's, the same in all layers."""
         size = self._known(self.knowledge.layers[0], 0)["gate"].shape[1]
+        if self.shared is not None:
+            return self.shared
         if self.hidden == size:
             return torch.arange(size)
         if self.how.select == "even":

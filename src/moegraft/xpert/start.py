@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from moegraft.checkpoint import Checkpoint
@@ -54,6 +54,7 @@ class Start:
         adaptation: Adaptation,
         knowledge: Knowledge | None,
         donor: Checkpoint | None = None,
+        residual: Int[Tensor, " hidden"] | None = None,
     ) -> None:
         """Check that knowledge, donor and target fit; nothing large is read.
 
@@ -62,6 +63,8 @@ class Start:
             adaptation: how.
             knowledge: of the FFNs; None leaves them fresh.
             donor: the checkpoint that knowledge was taken from, to inherit its trunk.
+            residual: the donor's residual dimension behind each of the target's, where another
+                start chose them already.
 
         Raises:
             IncompatibleError: activation or gating differ, another donor, or a trunk that would
@@ -75,7 +78,8 @@ class Start:
         _check_gating(target)
         if knowledge is not None:
             _check_activation(knowledge, target)
-            self.ffns = Ffns(knowledge, resizing, target.hidden, target.num_layers)
+            sizes = target.hidden, target.num_layers
+            self.ffns = Ffns(knowledge, resizing, *sizes, residual)
         self._trunk = self._inherit(donor, knowledge) if adaptation.inherit else None
 
     def _inherit(self, donor: Checkpoint | None, knowledge: Knowledge | None) -> Trunk:

@@ -1,0 +1,174 @@
+"""Does it help? Train a target from every arm's start on the same blocks; resumable, in a run.
+
+runs/NAME/recipe.yaml
+runs/NAME/selection.json windows.jsonl        chosen experts
+runs/NAME/knowledge/KIND/                     what arms start from
+runs/NAME/trainings/PROTOCOL/ARM/seed-S/      metrics.jsonl
+runs/NAME/results/PROTOCOL/ARM/seed-S.json    the curve, and losses of single blocks
+runs/NAME/summary.json report.md figures/ DONE
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from moegraft.config import dump_recipe, load_recipe
+from moegraft.errors import OutputError, RunError
+from moegraft.train.lm import keeps_apart, token_loss, train_lm
+from moegraft.train.loop import METRICS
+from moegraft.xpert.compare_recipe import CompareRecipe
+from moegraft.xpert.outcome import summarise
+from moegraft.xpert.prepare import Prepared
+
+RECIPE, SUMMARY, DONE = "recipe.yaml", "summary.json", "DONE"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Progress: training `number` of `total` is at `step` of `num_steps`."""
+
+    number: int
+    total: int
+    step: int
+    num_steps: int
+    name: str
+
+
+OnStep = Callable[[Step], None]
+
+
+def compare_starts(
+    recipe: CompareRecipe, out: Path | str, *, on_step: OnStep = lambda step: None
+) -> dict[str, Any]:
+    """Train every arm under every protocol and seed, and compare them.
+
+    What is finished is never trained twice; what was interrupted goes on. Started by `accelerate
+    launch`, every process calls it.
+
+    Args:
+        recipe: what to compare.
+        out: the run's folder: new, or of the same recipe.
+        on_step: told about progress, in the main process.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        RunError: `out` holds another comparison.
+        RecipeError, IncompatibleError, CheckpointError, EvalDataError, TrainDataError: input that
+            cannot be used, found before anything is trained.
+        TrainingError: a training diverged.
+    """
+    out = Path(out)
+    state = PartialState(cpu=recipe.device == "cpu")
+    with state.main_process_first():
+        _check(recipe, out)
+        ready = Prepared(recipe, out)
+        ready.check()
+        if state.is_main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            _write_text(out / RECIPE, dump_recipe(recipe))
+        ready.extract()
+    for number, (protocol, arm, seed) in enumerate(trainings(recipe), start=1):
+        name = f"{protocol} {arm} {seed}"
+        step = Step(number, recipe.num_trainings, 0, recipe.training.num_steps, name)
+        _train(
+            ready, (protocol, arm, seed), lambda now, step=step: on_step(replace(step, step=now))
+        )
+    state.wait_for_everyone()
+    summary = summarise(recipe, _results(recipe, out), ready.about())
+    if state.is_main_process:
+        _write(out / SUMMARY, summary)
+        (out / DONE).touch()
+    return summary
+
+
+def _tell(on_step: OnStep, begun: Step, now: int) -> None:
+    on_step(replace(begun, step=now))
+
+
+def trainings(recipe: CompareRecipe) -> Iterator[tuple[str, str, int]]:
+    """Protocol, arm and seed of each; seeds outermost, so that unfinished runs have whole seeds."""
+    for seed in range(recipe.num_seeds):
+        for protocol in recipe.protocols:
+            for arm in recipe.arms:
+                yield protocol, arm, seed
+
+
+def _check(recipe: CompareRecipe, out: Path) -> None:
+    file = out / RECIPE
+    if file.exists():
+        if load_recipe(file, CompareRecipe) != recipe:
+            raise RunError(f"{out}: holds another comparison; name another --out or remove it")
+    elif out.exists() and any(out.iterdir()):
+        raise OutputError(f"{out}: exists and is not empty; name another folder")
+
+
+def _train(ready: Prepared, what: tuple[str, str, int], on_step: Callable[[int], None]) -> None:
+    """One training, unless its result stands there already."""
+    protocol, arm, seed = what
+    recipe, out = ready.recipe, ready.out
+    place = Path(protocol) / arm
+    result = out / "results" / place / f"seed-{seed}.json"
+    if result.exists():
+        on_step(recipe.training.num_steps)
+        return
+    model = ready.model(protocol, arm, seed)
+    work = out / "trainings" / place / f"seed-{seed}"
+    train_lm(
+        model,
+        ready.corpus.train,
+        recipe.training.options(seed, use_cpu=recipe.device == "cpu"),
+        work=work,
+        validation=ready.corpus.validation,
+        on_step=lambda now, total: on_step(now),
+    )
+    if PartialState().is_main_process:
+        rows = [json.loads(line) for line in (work / METRICS).read_text().splitlines()]
+        curve = [
+            {k: r[k] for k in ("step", "tokens", "validation")} for r in rows if "validation" in r
+        ]
+        content = {"curve": curve, "blocks": _block_losses(model, ready)}
+        _write(result, {"protocol": protocol, "arm": arm, "seed": seed, **content})
+        for folder in work.glob("checkpoint-*"):
+            shutil.rmtree(folder)
+
+
+@torch.no_grad()
+def _block_losses(model: Any, ready: Prepared) -> dict[str, list[float]]:
+    """Mean loss of every validation block, by domain."""
+    model.eval()
+    apart = keeps_apart(model)
+
+    def mean(found: tuple[Tensor, Tensor]) -> float:
+        return float(found[0].double() / found[1])
+
+    return {
+        name: [mean(token_loss(model, blocks, [row], apart=apart)) for row in range(len(blocks))]
+        for name, blocks in ready.corpus.validation.items()
+    }
+
+
+def _results(recipe: CompareRecipe, out: Path) -> list[dict[str, Any]]:
+    return [
+        json.loads((out / "results" / protocol / arm / f"seed-{seed}.json").read_text())
+        for protocol, arm, seed in trainings(recipe)
+    ]
+
+
+def _write(path: Path, content: Any) -> None:
+    _write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)

@@ -1,0 +1,80 @@
+"""report.md of a comparison of starts: tables by protocol, and what they say in words."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from moegraft.xpert.arms import ARMS, BASELINE, METHOD
+
+REPORT = "report.md"
+COLUMNS = ("arm", "first loss", "final loss", "sd", "against random", "95 % interval", "p", "steps")
+NOTE = (
+    "Losses in nats per token on held-out text, every domain alike. Against random: final losses, "
+    "paired over seeds and validation blocks; p after Holm. Steps: until random's final loss is "
+    "reached, - where a seed never does."
+)
+
+
+def arm_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Cells of one protocol's table, lowest final loss first."""
+    for name, arm in sorted(found["arms"].items(), key=lambda item: item[1]["final"]):
+        test = arm["against_baseline"]
+        steps = arm["steps_to_baseline"]
+        yield (
+            name,
+            f"{arm['first']:.3f}",
+            f"{arm['final']:.3f}",
+            f"{arm['final_deviation']:.3f}",
+            "" if test is None else f"{test['difference']:+.3f}",
+            "" if test is None else f"[{test['interval'][0]:+.3f}, {test['interval'][1]:+.3f}]",
+            "" if test is None else _p(test["p_holm"]),
+            "-" if steps is None else f"{steps:.0f} of {found['num_steps']}",
+        )
+
+
+def verdicts(found: Mapping[str, Any]) -> Iterator[str]:
+    """Lines about the method: against random numbers, and against every other arm."""
+    method = found["arms"].get(METHOD)
+    if method is None or found["method_against"] is None:
+        return
+    yield _verdict(method["against_baseline"], BASELINE)
+    for name, test in found["method_against"].items():
+        low, high = (-edge for edge in reversed(test["interval"]))
+        turned = {**test, "difference": -test["difference"], "interval": [low, high]}
+        yield _verdict(turned, name)
+
+
+def write_report(summary: Mapping[str, Any], folder: Path) -> None:
+    """Write report.md."""
+    validation = sum(summary["validation_tokens"].values())
+    parts = [
+        f"# {summary['target']} that starts from {summary['donor']}",
+        f"Donor {summary['donor_parameters']:,} parameters, target "
+        f"{summary['target_parameters']:,}. Domains: {', '.join(summary['domains'])}; "
+        f"{validation:,} tokens of validation.",
+    ]
+    for protocol, found in summary["protocols"].items():
+        told = "\n".join(f"- {line}" for line in verdicts(found))
+        parts += [f"## Protocol {protocol}", _table(found), told]
+    parts += [NOTE, "## Arms"]
+    names = dict.fromkeys(name for found in summary["protocols"].values() for name in found["arms"])
+    parts.append("\n".join(f"- `{name}`: {ARMS[name].what}" for name in names))
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    (folder / REPORT).write_text(text, encoding="utf-8")
+
+
+def _table(found: Mapping[str, Any]) -> str:
+    rows = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *arm_rows(found)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _verdict(test: Mapping[str, Any], other: str) -> str:
+    difference, (low, high) = test["difference"], test["interval"]
+    told = f"({difference:+.3f} nats [{low:+.3f}, {high:+.3f}], p = {_p(test['p_holm'])})"
+    if test["p_holm"] >= 0.05:
+        return f"xpert is not told apart from {other} {told}."
+    return f"xpert ends {'below' if difference < 0 else 'above'} {other} {told}."
+
+
+def _p(value: float) -> str:
+    return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")

@@ -1,0 +1,159 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from moegraft.checkpoint import open_checkpoint
+from moegraft.config import load_recipe
+from moegraft.errors import IncompatibleError, OutputError, RecipeError, RunError
+from moegraft.xpert.arms import ARMS, select_for
+from moegraft.xpert.compare import compare_starts, trainings
+from moegraft.xpert.compare_recipe import CompareRecipe, Training
+from moegraft.xpert.prepare import Prepared
+from moegraft.xpert.resize import Resizing
+from small_knowledge import select
+
+pytestmark = pytest.mark.filterwarnings(
+    # transformers and accelerate while training; none is ours to mend
+    "ignore::FutureWarning",
+    "ignore::DeprecationWarning",
+    "ignore::UserWarning",
+)
+
+
+@pytest.fixture(scope="module")
+def recipe(chat_pair, tmp_path_factory):
+    data = tmp_path_factory.mktemp("domains")
+    (data / "rain.txt").write_text("The rain fell over seven hills and nobody saw it. " * 60)
+    records = [{"text": f"{i} and {i} is {2 * i}, said the teacher."} for i in range(80)]
+    (data / "sums.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    return CompareRecipe(
+        donor=str(chat_pair[0]),
+        data=(str(data),),
+        target={"num_experts": 1, "num_experts_per_tok": 1, "num_hidden_layers": 1},
+        arms=("random", "xpert"),
+        num_seeds=2,
+        top=2,
+        training=Training(num_steps=4, batch=2, block=16, warmup_steps=1, eval_every=2),
+        validation_blocks=4,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def run(recipe, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "r"
+    steps = []
+    return out, compare_starts(recipe, out, on_step=steps.append), steps
+
+
+def test_every_arm_is_trained_once_for_every_protocol_and_seed(recipe, run):
+    out, summary, steps = run
+    assert recipe.num_trainings == 8
+    assert steps[-1].number == 8 and steps[-1].step == 4
+    assert [one.step for one in steps] == [1, 2, 3, 4] * 8
+    for protocol, arm, seed in trainings(recipe):
+        result = json.loads((out / "results" / protocol / arm / f"seed-{seed}.json").read_text())
+        assert [point["step"] for point in result["curve"]] == [0, 2, 4]
+        assert {name: len(blocks) for name, blocks in result["blocks"].items()} == {
+            name: count // 16 for name, count in summary["validation_tokens"].items()
+        }
+    assert load_recipe(out / "recipe.yaml", CompareRecipe) == recipe
+    assert (out / "DONE").exists()
+    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+
+
+def test_finished_trainings_are_kept_and_missing_ones_are_made_again_the_same(
+    recipe, run, tmp_path
+):
+    out = shutil.copytree(run[0], tmp_path / "r")
+    shutil.rmtree(out / "trainings")
+    lost = out / "results" / "trunk" / "xpert" / "seed-1.json"
+    lost.unlink()
+    steps = []
+    again = compare_starts(recipe, out, on_step=steps.append)
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(run[1]))
+    assert len(steps) == 7 + 4
+    assert [folder.parent.name for folder in (out / "trainings").glob("*/*/*")] == ["xpert"]
+    with pytest.raises(RunError, match="holds another comparison"):
+        compare_starts(CompareRecipe(recipe.donor, recipe.data, recipe.target), out)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+    with pytest.raises(OutputError, match="is not empty"):
+        compare_starts(recipe, tmp_path / "other")
+
+
+def test_arms_differ_in_their_ffns_alone(recipe, run, tmp_path):
+    ready = Prepared(recipe, run[0])
+    for protocol in ("ffn", "trunk"):
+        models = [ready.model(protocol, arm, 1).state_dict() for arm in recipe.arms]
+        for name, tensor in models[1].items():
+            assert torch.equal(tensor, models[0][name]) == (".experts." not in name), name
+    fresh, inherited = (ready.model(protocol, "xpert", 0) for protocol in ("ffn", "trunk"))
+    assert not torch.equal(fresh.lm_head.weight, inherited.lm_head.weight)
+    other = ready.model("ffn", "xpert", 1)
+    assert not torch.equal(fresh.lm_head.weight, other.lm_head.weight)  # seeds differ
+
+
+def test_random_experts_differ_by_seed_and_all_are_all(olmoe_pair):
+    donor = open_checkpoint(str(olmoe_pair[0]))
+    chosen = {**select(donor, (3, 1)), "num_shared": 0}
+    drawn = [select_for(ARMS["random_k"], chosen, seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(len(layer["chosen"]) == 2 for layer in drawn[0]["layers"])
+    every = select_for(ARMS["weight_selection"], chosen, 0)
+    assert every["num_best"] == 8
+    assert [one["expert"] for one in every["layers"][1]["chosen"]] == list(range(8))
+    assert select_for(ARMS["xpert"], chosen, 5) == chosen
+
+
+def test_weight_selection_takes_the_first_layers_where_there_are_enough():
+    arm, plain = ARMS["weight_selection"], Resizing(depth="uniform")
+    assert arm.resizing(plain, is_shallower=True).depth == "first"
+    assert arm.resizing(plain, is_shallower=False).depth == "uniform"
+    assert ARMS["xpert"].resizing(plain, is_shallower=True) == plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ("xpert",)}, "expected random among them"),
+        ({"arms": ("random", "best")}, "arms: expected some of random, matched"),
+        ({"protocols": ()}, "protocols: expected some of ffn, trunk"),
+        ({"num_seeds": 1}, "num_seeds: expected at least 2, got 1"),
+        ({"data": ()}, "expected texts of at least one domain"),
+        ({"held_out": 0.0}, "held_out: expected a share between 0 and 1"),
+        ({"device": "cuda:3"}, "device: expected auto or cpu"),
+        ({"training": Training(num_steps=0)}, "num_steps: expected more than 0"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        CompareRecipe(**({"donor": "x", "data": ("y",), "target": {}} | changes))
+
+
+def test_a_target_that_does_not_fit_is_found_before_anything_is_written(recipe, tmp_path):
+    from dataclasses import replace
+
+    for changes, error, message in (
+        ({"target": {"hidden_act": "gelu"}}, IncompatibleError, "hidden_act is gelu"),
+        ({"target": {"num_hidden_layers": 3}}, RecipeError, "first: the target has 3 layers"),
+        ({"target": {"num_attention_heads": 2}}, IncompatibleError, "cannot inherit attention"),
+        ({"top": 9}, RecipeError, "--top 9"),
+    ):
+        with pytest.raises(error, match=message):
+            compare_starts(replace(recipe, **changes), tmp_path / "r")
+        assert not (tmp_path / "r").exists()
+
+
+def test_losses_on_texts_that_training_saw_are_not_what_is_compared(recipe, run):
+    corpus = Prepared(recipe, run[0]).corpus
+    for name, blocks in corpus.validation.items():
+        seen = {tuple(text.ids) for text in corpus.texts[name]}
+        assert seen
+        held = np.array(blocks.ids).ravel().tolist()
+        text = ",".join(map(str, held))
+        if name == "sums":
+            assert not any(",".join(map(str, ids)) in text for ids in seen)
