@@ -164,3 +164,68 @@ def test_counts_are_ranked_without_torch(counts):
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_starts_are_compared_on_the_nano_model(moegraft, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "donor: nano:base\ndata: [math=nano_math, reading=nano_reading]\nlimit: 40\n"
+        "target: {num_experts: 1, num_experts_per_tok: 1, num_hidden_layers: 2}\n"
+        "training: {block: 32}\nvalidation_blocks: 4\nheld_out: 0.3\n"
+    )
+    fewer = ("--arms", "random,mean,xpert", "--protocols", "trunk", "--seeds", 2, "--steps", 4)
+    small = ("--batch", 2, "--eval-every", 2, "--device", "cpu", "--top", 2)
+    command = ("compare", recipe, "--out", tmp_path / "r", *fewer, *small)
+    code, text, err = moegraft(*command)
+    assert code == 0, err
+    assert "olmoe from base, protocol trunk" in text
+    assert "xpert ends below random (-" in text
+    assert "24 of 24 steps" in err
+    files = {file.name for file in (tmp_path / "r").iterdir()}
+    assert {
+        "recipe.yaml",
+        "selection.json",
+        "summary.json",
+        "report.md",
+        "figures",
+        "DONE",
+    } <= files
+    assert "## Protocol trunk" in (tmp_path / "r" / "report.md").read_text()
+    code, text, _ = moegraft(*command, "--json")
+    arms = json.loads(text)["protocols"]["trunk"]["arms"]
+    assert arms["xpert"]["final"] < arms["mean"]["final"] < arms["random"]["final"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "xpert compare: expected a recipe file, or --donor; see --help"),
+        (["--donor", "nano:base", "--data", "x"], "expected a recipe file, or --target"),
+        (["--donor", "x", "--data", "y", "--set", "z"], "--set z: expected KEY=VALUE"),
+        (["--target", "x", "--set", "a=1"], "--set: changes the donor's config, and --target"),
+        (
+            [
+                "--donor",
+                "nano:base",
+                "--data",
+                "nano_math",
+                "--set",
+                "hidden_size=96",
+                "--arms",
+                "a",
+            ],
+            "arms: expected some of random, matched",
+        ),
+        (
+            ["--donor", "nano:base", "--data", "none.txt", "--set", "num_experts=1"],
+            "none.txt: no such file or folder",
+        ),
+    ],
+)
+def test_a_wrong_comparison_is_one_line(moegraft, tmp_path, arguments, message):
+    code, out, err = moegraft("compare", "--out", tmp_path / "r", *arguments, "--device", "cpu")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert not (tmp_path / "r").exists()

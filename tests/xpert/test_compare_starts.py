@@ -1,7 +1,6 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
 def recipe(chat_pair, tmp_path_factory):
     data = tmp_path_factory.mktemp("domains")
     (data / "rain.txt").write_text("The rain fell over seven hills and nobody saw it. " * 60)
-    records = [{"text": f"{i} and {i} is {2 * i}, said the teacher."} for i in range(80)]
+    records = [{"text": f"{i} and {i} is {2 * i}"} for i in range(120)]
     (data / "sums.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     return CompareRecipe(
         donor=str(chat_pair[0]),
@@ -140,7 +139,7 @@ def test_a_target_that_does_not_fit_is_found_before_anything_is_written(recipe, 
     for changes, error, message in (
         ({"target": {"hidden_act": "gelu"}}, IncompatibleError, "hidden_act is gelu"),
         ({"target": {"num_hidden_layers": 3}}, RecipeError, "first: the target has 3 layers"),
-        ({"target": {"num_attention_heads": 2}}, IncompatibleError, "cannot inherit attention"),
+        ({"target": {"tie_word_embeddings": True}}, IncompatibleError, "cannot inherit lm_head"),
         ({"top": 9}, RecipeError, "--top 9"),
     ):
         with pytest.raises(error, match=message):
@@ -148,12 +147,17 @@ def test_a_target_that_does_not_fit_is_found_before_anything_is_written(recipe, 
         assert not (tmp_path / "r").exists()
 
 
-def test_losses_on_texts_that_training_saw_are_not_what_is_compared(recipe, run):
-    corpus = Prepared(recipe, run[0]).corpus
-    for name, blocks in corpus.validation.items():
-        seen = {tuple(text.ids) for text in corpus.texts[name]}
-        assert seen
-        held = np.array(blocks.ids).ravel().tolist()
-        text = ",".join(map(str, held))
-        if name == "sums":
-            assert not any(",".join(map(str, ids)) in text for ids in seen)
+def test_validation_holds_no_document_that_training_has(recipe, run):
+    ready = Prepared(recipe, run[0])
+    seen = {tuple(text.ids) for text in ready.corpus.texts["sums"]}
+    blocks = ready.corpus.validation["sums"]
+    end = int(blocks.ids[0, 0])
+    held, document = [], []
+    for token in blocks.ids.flatten().tolist():
+        if token == end:
+            held.append(tuple(document))
+            document = []
+        else:
+            document.append(token)
+    assert len(seen) > 50 and not seen & set(held)
+    assert any(held)
