@@ -70,3 +70,19 @@ def tiny_tasks(tmp_path_factory) -> Path:
     from tiny_sweep import write_tasks
 
     return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="session")
+def merged(tmp_path_factory) -> Path:
+    """A merged model of two branches and an anchor that reads bytes (read only)."""
+    from tiny_bar import build_merged
+
+    return build_merged(tmp_path_factory.mktemp("merged"))
+
+
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory) -> dict[str, str]:
+    """Files with chats of two domains, by name (read only)."""
+    from tiny_bar import write_chats
+
+    return write_chats(tmp_path_factory.mktemp("chats"))

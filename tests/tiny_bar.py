@@ -1,12 +1,16 @@
 """Branches that look trained: their own expert and router row moved, and what is named."""
 
+import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.bar.manifest import read_manifest, write_manifest
-from tiny_families import stored_tensors
+from moegraft.bar.merge import MergeRecipe, plan_merge, write_merge
+from tiny_families import build_tiny, stored_tensors
+from tiny_sweep import CHAT, byte_tokenizer
 
 
 def train_branch(
@@ -39,3 +43,28 @@ def train_branch(
         manifest = manifest.with_stage(stage)
     write_manifest(out, manifest)
     return out
+
+
+def build_merged(root: Path) -> Path:
+    """A merged model of an anchor that reads bytes, and two branches for `math` and `code`."""
+    build_tiny("olmo2", vocab_size=258).save_pretrained(root / "anchor")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(root / "anchor")
+    for seed, domain in enumerate(("math", "code")):
+        recipe = BranchRecipe(str(root / "anchor"), domain)
+        write_branch(plan_branch(recipe), root / f"{domain}-start")
+        train_branch(root / f"{domain}-start", root / domain, seed=seed)
+    branches = (str(root / "math"), str(root / "code"))
+    plan = plan_merge(MergeRecipe(str(root / "anchor"), branches))
+    write_merge(plan, root / "merged")
+    return root / "merged"
+
+
+def write_chats(root: Path) -> dict[str, str]:
+    """Chats of two domains, 40 each: files by name."""
+    for name, answer in (("math", str), ("code", lambda i: "x" * (i % 5 + 1))):
+        records = [{"prompt": f"{name} {i}?", "completion": f"{answer(i)}."} for i in range(40)]
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (root / f"{name}.jsonl").write_text(lines)
+    return {name: str(root / f"{name}.jsonl") for name in ("math", "code")}

@@ -115,3 +115,38 @@ def test_merge_refuses_in_one_line(moegraft, anchor, branches, tmp_path):
     ):
         code, _, err = moegraft(*what, *more)
         assert (code, message in err) == (2, True), err
+
+
+def test_route_trains_for_each_k_and_prints_the_untrained_row_too(
+    moegraft, merged, chats, tmp_path
+):
+    data = tuple(part for name in chats for part in ("--data", f"{name}={chats[name]}"))
+    settings = ("--share", 0.5, "--held-out", 0.2, "--length", 64, "--epochs", 1, "--batch", 8)
+    code, text, err = moegraft(
+        "bar", "route", merged, *data, *settings, "--k", 3, "--k", 2, "--out", tmp_path / "r"
+    )
+    assert code == 0, err
+    for row in ("k = 3, router merged, untrained", "k = 2, router trained"):
+        assert row in text
+    assert "weight of each expert, k = 2" in text
+    assert (tmp_path / "r" / "k-2" / "merge.json").is_file()
+    assert (tmp_path / "r" / "figures" / "k-3" / "routing-mass.svg").stat().st_size > 1000
+
+
+def test_heal_takes_a_recipe_or_flags(moegraft, chat_pair, tmp_path):
+    for place in range(6):
+        (tmp_path / f"{place}.txt").write_text(f"text {place}, and then some more of it. " * 4)
+    recipe = tmp_path / "heal.yaml"
+    recipe.write_text(
+        f"model: {chat_pair[0]}\ndata: {{texts: {tmp_path}}}\nheld_out: 0.3\nlength: 32\n"
+        "train: [router, norm]\ntuning: {epochs: 1, batch: 4}\n"
+    )
+    code, text, err = moegraft("heal", recipe, "--out", tmp_path / "h", "--device", "cpu")
+    assert code == 0, err
+    assert "as composed" in text
+    assert "router+norm trained" in text
+    assert "all but router+norm is byte for byte as it was" in err
+    code, _, err = moegraft("heal", chat_pair[0], "--out", tmp_path / "x")
+    assert (code, "expected a recipe file, or --data" in err) == (2, True)
+    code, _, err = moegraft("heal", chat_pair[0], "--data", "a.txt", "--data", "b/a.txt")
+    assert (code, "the name 'a' stands twice" in err) == (2, True)

@@ -23,7 +23,7 @@ from moegraft.bar.manifest import identity
 from moegraft.bar.merge_tokens import MergedTokens, merge_tokens
 from moegraft.bar.names import content_digest, published_name, rows
 from moegraft.bar.parts import Part, branch_part, check_parts, dense_part
-from moegraft.bar.record import MergeRecord, relative_source, write_record
+from moegraft.bar.record import DIVERGENCE, MergeRecord, relative_source, write_record
 from moegraft.bar.router import router_rows
 from moegraft.bar.twin import check_tensors, expert_key, twin_config, twin_of
 from moegraft.bar.vocabulary import VOCABULARY
@@ -33,8 +33,6 @@ from moegraft.checkpoint.writer import Entry
 from moegraft.config import STRICT
 from moegraft.errors import BranchError
 from moegraft.families import COMPONENTS, Family, Key
-
-DIVERGENCE = "divergence.json"
 
 Method = Literal["bar", "average", "btx", "btx-released"]
 

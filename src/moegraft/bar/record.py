@@ -10,6 +10,8 @@ from typing import Any
 from moegraft.errors import BranchError, OutputError
 
 MERGE = "merge.json"
+DIVERGENCE = "divergence.json"
+"""How far each shared tensor of each branch was from the anchor."""
 SCHEMA = 1
 
 _KEYS = {"method", "anchor", "experts", "shared", "tokens", "stages", "warnings"}

@@ -65,5 +65,12 @@ def write_model(
         return finish(folder)
 
 
-_RECORDS = ("branch.json", "merge.json", "divergence.json")
+_RECORDS = (
+    "branch.json",
+    "merge.json",
+    "divergence.json",
+    "route.json",
+    "routed.json",
+    "heal.json",
+)
 """Of an earlier step; they would not be true of the new model."""

@@ -2,7 +2,7 @@
 
 import typer
 
-from moegraft.cli import bar_adapt, bar_branch, bar_merge, bar_verify
+from moegraft.cli import bar_adapt, bar_branch, bar_merge, bar_route, bar_verify
 
 commands = typer.Typer(
     help="Train domains apart as branches of one model, and merge them as one MoE.",
@@ -12,3 +12,4 @@ commands.command()(bar_branch.branch)
 commands.command()(bar_adapt.adapt)
 commands.command()(bar_verify.verify)
 commands.command()(bar_merge.merge)
+commands.command()(bar_route.route)

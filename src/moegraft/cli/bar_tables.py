@@ -1,6 +1,6 @@
 """What the commands of `moegraft bar` print."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -57,6 +57,32 @@ def show_divergence(console: Console, moved: Mapping[str, Mapping[str, float]]) 
     for component, own in moved.items():
         cells = ("equal" if own[name] == 0 else f"{own[name]:.2g}" for name in names)
         table.add_row(component, *cells)
+    console.print(table)
+
+
+def show_losses(console: Console, rows: Sequence[tuple[str, Mapping[str, float]]]) -> None:
+    """Print held-out losses, a line per state of the model and a column per domain."""
+    names = list(rows[0][1])
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("held-out loss (nats/token)")
+    for name in (*names, "mean"):
+        table.add_column(escape(name), justify="right")
+    for what, losses in rows:
+        values = [losses[name] for name in names]
+        mean = sum(values) / len(values)
+        table.add_row(what, *(f"{value:.4f}" for value in (*values, mean)))
+    console.print(table)
+
+
+def show_routing(console: Console, profile: Content, title: str) -> None:
+    """Print the mean weight of each expert by domain, over all layers."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column(title)
+    for expert in range(profile["num_experts"]):
+        table.add_column(str(expert), justify="right")
+    for name, layers in zip(profile["domains"], profile["routing_mass"], strict=True):
+        means = [sum(column) / len(layers) for column in zip(*layers, strict=True)]
+        table.add_row(escape(name), *(f"{value:.3f}" for value in means))
     console.print(table)
 
 

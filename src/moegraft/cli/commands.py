@@ -20,6 +20,7 @@ COMMANDS = {
     "select": "select:select",
     "xpert": "xpert:commands",
     "bar": "bar:commands",
+    "heal": "heal:heal",
 }
 """Where each subcommand is, in the order of `--help`: a module of this package, and in it the name
 of a function with typer's annotations (one command) or of a `typer.Typer` (a group of them)."""

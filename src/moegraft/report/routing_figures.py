@@ -26,27 +26,37 @@ _BRIGHTER = {"#0072B2": "#4AA3DF", "#D55E00": "#F07C2A"}
 _MARKERS = {"router": "s", "attention": "o", "experts": "D"}
 _PARENT_COLOURS = {"host": "#0072B2", "donor": "#D55E00"}
 _PARENT_MARKERS = {"host": "o", "donor": "s"}
+_MEASURES = {
+    "frequency": ("routing-frequency", "% of tokens"),
+    "routing_mass": ("routing-mass", "% of the weight"),
+}
+"""Name of the figure and unit, by what is drawn."""
 _MAX_PANELS = 6
 _MAX_LINES = 8
 
 
-def write_profile_figures(profile: Content, folder: Path) -> dict[str, Path]:
+def write_profile_figures(
+    profile: Content, folder: Path, *, measure: str = "frequency"
+) -> dict[str, Path]:
     """Draw `routing-frequency`: one heat map layer x expert per domain, at most six.
 
     Args:
         profile: what `RoutingProfile.as_dict` returns.
         folder: made when missing.
+        measure: `frequency`, or `routing_mass` for `routing-mass`: where all experts are active,
+            only their weights differ.
 
     Returns:
         Paths by file name: each figure as SVG, as PNG, and as SVG for dark pages.
     """
-    panels = dict(zip(profile["domains"], map(np.array, profile["frequency"]), strict=True))
+    panels = dict(zip(profile["domains"], map(np.array, profile[measure]), strict=True))
     chosen = dict(list(panels.items())[:_MAX_PANELS])
+    name, unit = _MEASURES[measure]
 
     def draw(suffix: str, dark: bool) -> bytes:
-        return _draw_maps(chosen, profile["layers"], suffix, dark=dark)
+        return _draw_maps(chosen, profile["layers"], suffix, dark=dark, unit=unit)
 
-    return _write({"routing-frequency": draw}, folder)
+    return _write({name: draw}, folder)
 
 
 def write_diagnosis_figures(diagnosis: Content, folder: Path) -> dict[str, Path]:
@@ -105,6 +115,7 @@ def _draw_maps(
     *,
     dark: bool,
     last_is_difference: bool = False,
+    unit: str = "% of tokens",
 ) -> bytes:
     ink, page = tones(dark=dark)
     plain = list(panels)[: len(panels) - last_is_difference]
@@ -128,7 +139,7 @@ def _draw_maps(
             _number_cells(axes, layers, num_experts, ink)
             if signed or name == plain[-1]:
                 bar = figure.colorbar(mesh, ax=axes, fraction=0.08, pad=0.03)
-                bar.set_label("points" if signed else "% of tokens", color=ink)
+                bar.set_label("points" if signed else unit, color=ink)
                 bar.ax.tick_params(colors=ink, length=0)
                 bar.outline.set_visible(False)
         all_axes[0].set_ylabel("layer", color=ink)

@@ -1,0 +1,136 @@
+import json
+
+import pytest
+import torch
+
+from moegraft.bar.record import read_record
+from moegraft.bar.route import RouteRecipe, train_routers
+from moegraft.bar.tune import Tuning
+from moegraft.config import parse_recipe
+from moegraft.errors import BranchError, OutputError, RecipeError, TrainDataError
+from tiny_families import stored_tensors
+
+FAST = Tuning(epochs=3, learning_rate=0.1, batch=2)
+
+
+def recipe(merged, chats, **changes):
+    settings = {"share": 0.5, "held_out": 0.2, "length": 64, "tuning": FAST} | changes
+    return RouteRecipe(str(merged), chats, **settings)
+
+
+def is_router(name):
+    return name.endswith(".mlp.gate.weight")
+
+
+def test_only_routers_move_and_the_held_out_loss_falls(merged, chats, tmp_path):
+    seen = []
+    found = train_routers(
+        recipe(merged, chats), tmp_path / "r", on_step=lambda *step: seen.append(step)
+    )
+    before, after = stored_tensors(merged), stored_tensors(tmp_path / "r")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]) != is_router(name), name
+    untrained, trained = found["rows"]
+    assert (untrained["router"], trained["router"]) == ("merged, untrained", "trained")
+    assert untrained["k"] == trained["k"] == 3
+    assert sum(trained["loss"].values()) < sum(untrained["loss"].values()) - 0.01
+    assert set(trained["loss"]) == {"math", "code"}
+    assert json.loads((tmp_path / "r" / "route.json").read_text()) == found
+    assert seen[-1][0] == "router for k = 3"
+    assert seen[-1][1] == seen[-1][2]
+    assert not (tmp_path / "r.work").exists()
+
+
+def test_the_record_tells_what_the_router_was_trained_on(merged, chats, tmp_path):
+    found = train_routers(recipe(merged, chats), tmp_path / "r")
+    record = read_record(tmp_path / "r")
+    (stage,) = record.stages
+    assert (stage["stage"], stage["top_k"], stage["share"]) == ("route", 3, 0.5)
+    assert stage["tokens"] == stage["steps"] * 2 * 64
+    assert stage["flops"] > 0
+    assert stage["records"]["math"][2] == 40
+    assert found["data"]["records"]["math"]["all"] == 40
+    assert record.domains == ("math", "code")
+    assert (tmp_path / "r" / "divergence.json").is_file()
+    with pytest.raises(OutputError, match="holds routers of another recipe"):
+        train_routers(recipe(merged, chats, share=0.6), tmp_path / "r")
+    assert train_routers(recipe(merged, chats), tmp_path / "r") == found
+
+
+def test_a_router_is_trained_for_each_k_from_the_merged_rows(merged, chats, tmp_path):
+    found = train_routers(recipe(merged, chats, top_k=(3, 1)), tmp_path / "r")
+    assert [row["k"] for row in found["rows"]] == [3, 3, 1, 1]
+    alone = train_routers(recipe(merged, chats, top_k=(1,)), tmp_path / "one")
+    assert found["rows"][2:] == alone["rows"]
+    for k in (3, 1):
+        config = json.loads((tmp_path / "r" / f"k-{k}" / "config.json").read_text())
+        assert config["num_experts_per_tok"] == k
+    routers = [
+        {n: t for n, t in stored_tensors(tmp_path / "r" / f"k-{k}").items() if is_router(n)}
+        for k in (3, 1)
+    ]
+    assert not all(torch.equal(routers[0][name], routers[1][name]) for name in routers[0])
+    profile = found["routing"]["1"]
+    assert profile["domains"] == ["math", "code"]
+    assert profile["top_k"] == 1
+
+
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(merged, chats, tmp_path):
+    tuning = Tuning(epochs=2, learning_rate=0.1, batch=2, save_every=3)
+    whole = train_routers(recipe(merged, chats, tuning=tuning), tmp_path / "whole")
+
+    class CutError(Exception):
+        pass
+
+    def cut(_what, done, _total):
+        if done == 7:
+            raise CutError
+
+    with pytest.raises(CutError):
+        train_routers(recipe(merged, chats, tuning=tuning), tmp_path / "r", on_step=cut)
+    assert not (tmp_path / "r").exists()
+    found = train_routers(recipe(merged, chats, tuning=tuning), tmp_path / "r")
+    assert found["rows"] == whole["rows"]
+    ours, theirs = stored_tensors(tmp_path / "r"), stored_tensors(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_empty_or_missing_domain_is_named(merged, chats, tmp_path):
+    empty, one = tmp_path / "empty.jsonl", tmp_path / "one.jsonl"
+    empty.write_text("")
+    one.write_text('{"prompt": "a", "completion": "b"}\n')
+    for source, message in (
+        (empty, "domain 'tool': .*empty.jsonl holds no record"),
+        (one, "domain 'tool': .*one.jsonl holds 1 records, expected two different ones"),
+        (tmp_path / "no.jsonl", "no such file"),
+    ):
+        with pytest.raises(TrainDataError, match=message):
+            train_routers(recipe(merged, {**chats, "tool": str(source)}), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_what_cannot_be_routed_is_refused(merged, chats, tmp_path, word_anchor):
+    with pytest.raises(BranchError, match=r"top_k 4: .* has 3 experts"):
+        train_routers(recipe(merged, chats, top_k=(4,)), tmp_path / "r")
+    with pytest.raises(BranchError, match="expected float32, bfloat16 or auto"):
+        train_routers(recipe(merged, chats), tmp_path / "r", dtype="int8")
+    base = {"model": "m", "data": {"a": "b"}}
+    for change, message in (
+        ({"share": 0}, "share: expected a share above 0"),
+        ({"data": {}}, "data: expected at least one"),
+        ({"top_k": [2, 2]}, "top_k: a number stands twice"),
+        ({"tuning": {"epoch": 2}}, "tuning.epoch: unknown key"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            parse_recipe(base | change, RouteRecipe, where="route")
+
+
+def test_the_papers_batch_is_used_where_there_is_data_for_it():
+    paper = Tuning().options(num_blocks=21120, length=2048, use_cpu=True)
+    assert (paper.batch, paper.num_steps, paper.warmup_steps) == (640, 66, 2)
+    small = Tuning().options(num_blocks=330, length=2048, use_cpu=True)
+    assert (small.batch, small.num_steps) == (10, 66)
+    tiny = Tuning().options(num_blocks=5, length=2048, use_cpu=True)
+    assert (tiny.batch, tiny.num_steps) == (1, 10)
+    assert (paper.learning_rate, paper.betas, paper.weight_decay) == (1e-4, (0.9, 0.95), 0.0)
