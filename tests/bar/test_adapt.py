@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from moegraft.bar.adapt import adapt
+from moegraft.bar.append import plan_append, write_append
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.bar.manifest import read_manifest
 from moegraft.bar.stages import LEAST_STEPS, PRESETS, AdaptRecipe, StageRecipe
@@ -161,6 +162,42 @@ def test_as_released_opens_what_the_scripts_open(places, tmp_path, monkeypatch):
     assert not (tmp_path / "again").exists()
 
 
+def test_a_branch_of_a_moe_trains_its_appended_expert_alone(places, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(places), prepend=":")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    build_tiny("olmoe", vocab_size=258, hidden_size=64).save_pretrained(tmp_path / "host")
+    tokenizer.save_pretrained(tmp_path / "host")
+    start = tmp_path / "branch"
+    recipe = BranchRecipe(
+        str(tmp_path / "host"), "math", new_tokens=("<|call|>",), toward=str(places / "text.jsonl")
+    )
+    write_append(plan_append(recipe), start)
+    stages = tuple(_stage(places, stage, weight_decay=0.1) for stage in ("mid", "sft", "rl"))
+    manifest = adapt(AdaptRecipe(str(start), stages, device="cpu"), tmp_path / "run")
+    assert [stage["opened"] for stage in manifest.stages] == ["expert", "tokens", "tokens"]
+    before, after = stored_tensors(start), stored_tensors(tmp_path / "run/branch")
+    new = manifest.tokens["<|call|>"]
+    for name, old in before.items():
+        if ".experts.4." in name:
+            continue
+        rows = {"gate": 4, "embed_": new, "lm_hea": new}.get(name.split(".")[-2][:6])
+        kept = [row for row in range(len(old)) if row != rows]
+        assert data(old[kept]) == data(after[name][kept]), name
+    gate = "model.layers.0.mlp.gate.weight"
+    assert data(before[gate][4]) != data(after[gate][4])
+    assert data(before["lm_head.weight"][new]) != data(after["lm_head.weight"][new])
+    with pytest.raises(RecipeError, match=r"open: shared: .* whose old tensors stay frozen"):
+        wider = _stage(places, "mid", open="shared")
+        adapt(AdaptRecipe(str(start), (wider,), device="cpu"), tmp_path / "other")
+
+
+def test_several_processes_are_refused(places, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="bar adapt runs in one process"):
+        adapt(_recipe(places, _stage(places, "mid")), tmp_path / "run")
+
+
 def test_only_the_rows_of_new_tokens_can_be_opened(places, tmp_path):
     recipe = _recipe(places, _stage(places, "sft", open="tokens", weight_decay=0.1))
     adapt(recipe, tmp_path / "run")
@@ -214,9 +251,14 @@ def test_steps_and_batches_follow_from_tokens():
 @pytest.mark.parametrize(
     ("stage", "more", "error", "message"),
     [
-        ("mid", {"data": ("empty.jsonl",)}, TrainDataError, "stage mid: 0 tokens of text"),
-        ("sft", {"data": ("empty.jsonl",)}, TrainDataError, "stage sft: no chat has an answer"),
-        ("rl", {"data": ("empty.jsonl",)}, TrainDataError, "stage rl: domain data: .*no record"),
+        (
+            "mid",
+            {"data": ("empty.jsonl",)},
+            TrainDataError,
+            r"stage mid: .*jsonl: holds no record",
+        ),
+        ("sft", {"length": 8}, TrainDataError, "stage sft: no chat has an answer within 8"),
+        ("rl", {"data": ("empty.jsonl",)}, TrainDataError, "stage rl: .*: holds no record"),
         ("dpo", {"data": ("chat.jsonl",)}, TrainDataError, "stage dpo: .*record 1: expected `pro"),
         ("sft", {"data": ("gone.jsonl",)}, TrainDataError, "stage sft: .*no such file or folder"),
         ("mid", {"learning_rate": 1e30}, TrainingError, r"stage mid: step 2: the .*checkpoint-1\."),

@@ -11,6 +11,8 @@ and learns in turn (theirs overlap).
 """
 
 import logging
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
@@ -26,12 +28,19 @@ from moegraft.bar.manifest import Manifest, write_manifest
 from moegraft.bar.names import named_pieces
 from moegraft.bar.opened import check_level, expert_rows, level_of, num_opened, trainable
 from moegraft.bar.stages import AdaptRecipe, StageRecipe
-from moegraft.bar.training import Job, train_stage
+from moegraft.bar.training import Job, check_data, train_stage
 from moegraft.bar.verify import check_stored
 from moegraft.bar.write import write_model
 from moegraft.checkpoint.writer import Entry
 from moegraft.config import dump_recipe
-from moegraft.errors import BranchError, OutputError, RunError, TrainDataError, TrainingError
+from moegraft.errors import (
+    BranchError,
+    OutputError,
+    RecipeError,
+    RunError,
+    TrainDataError,
+    TrainingError,
+)
 from moegraft.families import Key
 from moegraft.runtime.load import from_pretrained, resolved_dtype
 from moegraft.runtime.tokens import load_tokenizer
@@ -68,18 +77,24 @@ def adapt(recipe: AdaptRecipe, out: str | Path, *, on_step: OnStage | None = Non
 
     Raises:
         BranchError: the branch is none, has no tokenizer, or a frozen tensor of it has moved.
-        RecipeError: a stage opens what the branch does not have.
+        RecipeError: a stage opens what the branch does not have; or several processes.
         TrainDataError: a stage's data are empty or cannot be read; names the stage.
         TrainingError: a loss or gradient is not finite; names the stage; checkpoints stay.
         FrozenMovedError: something frozen has moved; no branch is written.
         RunError: `out` holds another run.
     """
     out = Path(out).expanduser()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise RecipeError(
+            "bar adapt runs in one process; in several, freeze the branch in a loop of your own "
+            "(moegraft.train.freeze), then `moegraft bar verify`"
+        )
     branch = open_branch(recipe.branch)
     if not recipe.as_released:
         check_stored(branch)
     for stage in recipe.stages:
         check_level(_level(stage, branch, recipe), branch)
+        check_data(stage)
     _claim(out, recipe)
     for number, stage in enumerate(recipe.stages, 1):
         folder = out / "stages" / f"{number}-{stage.stage}"
@@ -183,6 +198,8 @@ def _run_stage(
         "lora": stage.lora,
     }
     _write(branch, model, opened, branch.manifest.with_stage({**about, **trained}), result)
+    for checkpoint in work.glob("checkpoint-*"):  # of no use once the branch is there
+        shutil.rmtree(checkpoint)
 
 
 def _load(branch: Branch, recipe: AdaptRecipe) -> tuple[Any, Any]:

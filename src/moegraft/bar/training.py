@@ -19,6 +19,14 @@ from moegraft.train.loop import OnStep, Prepare, read_metrics
 from moegraft.train.options import TrainOptions
 from moegraft.train.programs import Limits
 from moegraft.train.text import Blocks, pack, read_documents
+from moegraft.train.verifiers import check_tasks
+
+_READERS: dict[str, Callable[[str], Iterable[Any]]] = {
+    "mid": read_documents,
+    "sft": read_chats,
+    "dpo": read_preferences,
+    "rl": read_tasks,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,26 @@ class Job:
         """Tokens of a block or a record: the stage's, or the published, or what the model takes."""
         most = int(getattr(self.model.config, "max_position_embeddings", 0) or 1 << 30)
         return self.stage.length or min(self.stage.preset.length, most)
+
+
+def check_data(stage: StageRecipe) -> None:
+    """Read the first record of each of a stage's local sources, before hours go into others.
+
+    Raises:
+        TrainDataError: a source is missing, empty or of another form; names the stage.
+    """
+    read = _READERS[stage.stage]
+    for source in (*stage.data, *stage.general):
+        if not Path(source).expanduser().exists() and source.count("/") == 1:
+            continue  # a data set on the Hub
+        try:
+            first = next(iter(read(source)), None)
+            if first is None:
+                raise TrainDataError(f"{source}: holds no record")
+            if stage.stage == "rl":
+                check_tasks([(first["kind"], first["gold"])])
+        except TrainDataError as error:
+            raise TrainDataError(f"stage {stage.stage}: {error}") from None
 
 
 def train_stage(job: Job) -> dict[str, Any]:
@@ -119,7 +147,7 @@ def _read_chats(job: Job, sources: Sequence[str]) -> Blocks:
 
 def _preferences(job: Job) -> dict[str, Any]:
     stage = job.stage
-    records, data = _records(stage, read_preferences)
+    records, data = _records(stage)
     batch = stage.batch or max(1, min(stage.preset.batch_tokens, len(records) // 50))
     options = stage.options(_steps(stage, len(records), batch), batch, **job.how)
     train_dpo(
@@ -138,7 +166,7 @@ def _preferences(job: Job) -> dict[str, Any]:
 
 def _rewards(job: Job) -> dict[str, Any]:
     stage, grpo = job.stage, job.stage.grpo
-    records, data = _records(stage, read_tasks)
+    records, data = _records(stage)
     batch = stage.batch or stage.preset.batch_tokens
     steps = _steps(stage, len(records) * grpo.num_generations, batch)
     steps = -(-steps // grpo.mini_batches) * grpo.mini_batches
@@ -165,10 +193,9 @@ def _steps(stage: StageRecipe, num_records: int, batch: int) -> int:
     return max(1, math.ceil(epochs * num_records / batch))
 
 
-def _records(
-    stage: StageRecipe, read: Callable[[str], Iterable[dict[str, Any]]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _records(stage: StageRecipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Domain and general records together, and what the manifest says about them."""
+    read = _READERS[stage.stage]
     found: list[dict[str, Any]] = []
     about = []
     for part, sources in (("domain", stage.data), ("general", stage.general)):

@@ -79,10 +79,9 @@ def adapt(
 
 
 def _adapt(recipe: Any, out: Path | None, *, as_json: bool) -> None:
-    from datasets import disable_progress_bars
-
     from moegraft.bar.adapt import RESULT, adapt, plan_adapt
     from moegraft.cli.bar_tables import show_stages, show_trained
+    from moegraft.train.data import hide_progress
 
     plan = plan_adapt(recipe)
     if not as_json:
@@ -91,7 +90,7 @@ def _adapt(recipe: Any, out: Path | None, *, as_json: bool) -> None:
         if as_json:
             write_json({"plan": plan})
         return
-    disable_progress_bars()
+    hide_progress()
     announced: set[str] = set()
     with show_steps("steps") as tell:
 

@@ -48,6 +48,13 @@ def dataset(records: Iterable[Record]) -> Dataset:
     return Dataset.from_list(list(records))
 
 
+def hide_progress() -> None:
+    """Keep the progress bars of `datasets` off the terminal, where others are shown."""
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+
+
 def read_preferences(source: str | Path, *, split: str = "train") -> Iterator[Record]:
     """Yield the comparisons of a file, a folder or a data set on the Hub.
 
