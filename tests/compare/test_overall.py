@@ -66,6 +66,14 @@ def test_it_is_outside_of_the_adjusted_tests_unless_asked():
     assert "all 3 comparisons over 2 conditions and the overall score" in counted["methods"]
 
 
+def test_equal_models_have_no_difference_overall():
+    a = [1, 0] * 20
+    found = compare(pairing(x=(a, a), y=(a, a)), test_overall=True)
+    (test,) = found["overall"]["comparisons"]
+    assert (test["difference"], test["p"], test["error"]) == (0, 1, 0)
+    assert test["sentence"].endswith("the two agree on all 80 items.")
+
+
 def test_questions_that_conditions_share_count_once():
     rng = np.random.default_rng(0)
     a, b = rng.integers(2, size=(2, 300))

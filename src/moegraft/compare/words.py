@@ -57,7 +57,7 @@ def overall_title(about: Mapping[str, Any]) -> str:
 def resolution(test: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """What the items can resolve, and what the observed difference would take."""
     items = f"{about['num_items']:,} items"
-    if test.get("discordance") == 0:
+    if test["difference"] == 0 and 0 in (test.get("discordance"), test.get("error")):
         return f"the two agree on all {items}"
     seeds = test["test"] == "seeds"
     able = (
