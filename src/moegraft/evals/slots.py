@@ -6,6 +6,7 @@ writes at its own length into memory that is reserved once, so a finished row ca
 while the others go on, and a prefix stays in place for all batches that follow it.
 """
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -83,7 +84,15 @@ class SlotLayer(CacheLayerMixin):
 
     def __init__(self, cache: SlotCache) -> None:
         super().__init__()
-        self.cache = cache
+        # A strong reference would be a cycle, which keeps its memory until Python looks for cycles.
+        self._cache = weakref.ref(cache)
+
+    @property
+    def cache(self) -> SlotCache:
+        """The cache that this is a layer of."""
+        found = self._cache()
+        assert found is not None, "a layer is used within its cache"
+        return found
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Reserve memory once the number of heads and their size are known."""
