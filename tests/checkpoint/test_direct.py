@@ -123,9 +123,22 @@ def test_a_full_disk_is_not_hidden_and_stops_the_other_threads(source, opened, m
     assert stop.is_set()
 
 
-def test_a_source_that_shrank_is_one_line(source, opened):
+@pytest.mark.parametrize("start", [2 * MIN_BYTES, 2 * MIN_BYTES + 8], ids=["mapped", "read"])
+def test_a_source_that_shrank_is_one_line(start, source, opened):
     with pytest.raises(CheckpointError, match="source: ends early; was it rewritten meanwhile"):
-        carry_out(opened, Move(source, SIZE - 100, MIN_BYTES, 0))
+        carry_out(opened, Move(source, start, 2 * MIN_BYTES, 0))
+
+
+def test_a_source_that_shrinks_under_its_map_is_one_line(source, opened, monkeypatch):
+    real = os.pwrite
+
+    def shrink(fd, data, position):
+        os.truncate(source, MIN_BYTES // 2 + 100)
+        return real(fd, data, position)
+
+    monkeypatch.setattr(os, "pwrite", shrink)
+    with pytest.raises(CheckpointError, match="source: ends early; was it rewritten meanwhile"):
+        carry_out(opened, Move(source, 0, MIN_BYTES, 0))
 
 
 def test_a_set_stop_ends_writing(source, opened, tmp_path):

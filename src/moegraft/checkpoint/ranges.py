@@ -114,7 +114,7 @@ def write_runs(
     on_bytes: Callable[[int], None] | None = None,
     stop: Event | None = None,
 ) -> None:
-    """Carry `runs` out to the open file `out`. Memory: three buffers of 4 MB, or one `Produced`.
+    """Carry `runs` out to the open file `out`. Memory: two windows of 8 MB, or one `Produced`.
 
     Args:
         out: file descriptor, writable.
