@@ -312,10 +312,19 @@ def write_named(arguments: argparse.Namespace) -> list[str]:
         "the donor is worse (negative gain), a share of it says how much of the loss the top units "
         "bring along.",
         "",
-        *method_table(results),
+        *(line for condition in conditions for line in one_condition(condition, names, results)),
+        "### All conditions",
+        "",
         *pair_table(results, names),
         *(["### Loss restored, gain kept", "", *harm_table(harms)] if harms else []),
     ]
+
+
+def one_condition(
+    condition: str, names: Sequence[str], results: Sequence[dict[str, Any]]
+) -> list[str]:
+    own = [result for name, result in zip(names, results, strict=True) if name == condition]
+    return [f"### {condition}", "", *method_table(own)]
 
 
 def main() -> None:
