@@ -24,7 +24,16 @@ from scipy.stats import spearmanr
 from transformers import OlmoeForCausalLM
 
 import blame_pairs as planting
-from blame_tables import MAIN, RANDOM, TOP, harm_table, method_table, pair_table, surroundings
+from blame_tables import (
+    MAIN,
+    RANDOM,
+    TOP,
+    condition_tables,
+    harm_table,
+    method_table,
+    pair_table,
+    surroundings,
+)
 from moegraft.evals.condition import Item
 from moegraft.evals.harness import load_condition
 from moegraft.runtime import Host
@@ -312,19 +321,12 @@ def write_named(arguments: argparse.Namespace) -> list[str]:
         "the donor is worse (negative gain), a share of it says how much of the loss the top units "
         "bring along.",
         "",
-        *(line for condition in conditions for line in one_condition(condition, names, results)),
+        *condition_tables(results, names),
         "### All conditions",
         "",
         *pair_table(results, names),
         *(["### Loss restored, gain kept", "", *harm_table(harms)] if harms else []),
     ]
-
-
-def one_condition(
-    condition: str, names: Sequence[str], results: Sequence[dict[str, Any]]
-) -> list[str]:
-    own = [result for name, result in zip(names, results, strict=True) if name == condition]
-    return [f"### {condition}", "", *method_table(own)]
 
 
 def main() -> None:

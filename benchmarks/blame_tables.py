@@ -81,6 +81,15 @@ def pair_table(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> li
     return [*out, ""]
 
 
+def condition_tables(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """Methods by row under each condition."""
+    out = []
+    for condition in dict.fromkeys(names):
+        own = [result for name, result in zip(names, results, strict=True) if name == condition]
+        out += [f"### {condition}", "", *method_table(own)]
+    return out
+
+
 def harm_table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     out = [
         "| pair | experts ranked by | taken back | loss restored | gain kept |",
