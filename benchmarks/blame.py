@@ -24,16 +24,8 @@ from scipy.stats import spearmanr
 from transformers import OlmoeForCausalLM
 
 import blame_pairs as planting
-from blame_tables import (
-    MAIN,
-    RANDOM,
-    TOP,
-    condition_tables,
-    harm_table,
-    method_table,
-    pair_table,
-    surroundings,
-)
+import blame_tables as tables
+from blame_tables import MAIN, RANDOM, TOP
 from moegraft.evals.condition import Item
 from moegraft.evals.harness import load_condition
 from moegraft.runtime import Host
@@ -280,14 +272,14 @@ def write_planted(arguments: argparse.Namespace) -> list[str]:
         f"{NUM_RANK} items and judged on {NUM_HELD} others; seconds are the ranking's processor "
         "time.",
         "",
-        *method_table(results),
-        *pair_table(results, names),
+        *tables.method_table(results),
+        *tables.pair_table(results, names),
         "### Can a harmful part be taken back while the gain is kept?",
         "",
         "The donor lost old facts. Some of its experts are put back to the host's; both shares are "
         "of nats on items that the ranking has not seen.",
         "",
-        *harm_table(harms),
+        *tables.harm_table(harms),
     ]
 
 
@@ -321,11 +313,11 @@ def write_named(arguments: argparse.Namespace) -> list[str]:
         "the donor is worse (negative gain), a share of it says how much of the loss the top units "
         "bring along.",
         "",
-        *condition_tables(results, names),
+        *tables.condition_tables(results, names),
         "### All conditions",
         "",
-        *pair_table(results, names),
-        *(["### Loss restored, gain kept", "", *harm_table(harms)] if harms else []),
+        *tables.pair_table(results, names),
+        *(["### Loss restored, gain kept", "", *tables.harm_table(harms)] if harms else []),
     ]
 
 
@@ -345,7 +337,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    parts = ["# Ranking the units that carry a difference", "", *surroundings()]
+    parts = ["# Ranking the units that carry a difference", "", *tables.surroundings()]
     if arguments.pairs:
         parts += write_planted(arguments)
     if arguments.host and arguments.donor:
