@@ -177,12 +177,12 @@ def planted(kind: str, seed: int, work: Path) -> Path:
     base = OlmoeForCausalLM.from_pretrained(folder)
     base.set_experts_implementation("eager")
     pair = planting.plant(kind, base.eval(), seed)
-    tables = {"asked": pair.asked, "old": planting.OLD}
+    numbers = {"asked": pair.asked, "old": planting.OLD}
     about = {"asked": pair.asked, "places": pair.places, "harmed": pair.harmed, "accuracy": {}}
     aside = out.with_suffix(".part")
     for name, model in (("host", pair.host), ("donor", pair.donor)):
         model.save_pretrained(aside / name)
-        for table, number in tables.items():
+        for table, number in numbers.items():
             share = planting.accuracy(model, planting.facts(number, seed), 3)
             about["accuracy"][f"{name} on {table}"] = share
     about["seconds"] = time.process_time() - start
@@ -311,11 +311,9 @@ def write_named(arguments: argparse.Namespace) -> list[str]:
         "",
         f"Units are ranked on {arguments.items} items and judged on {arguments.held} others. Where "
         "the donor is worse (negative gain), a share of it says how much of the loss the top units "
-        "bring along.",
-        "",
+        "bring along.\n",
         *tables.condition_tables(results, names),
-        "### All conditions",
-        "",
+        "### All conditions\n",
         *tables.pair_table(results, names),
         *(["### Loss restored, gain kept", "", *tables.harm_table(harms)] if harms else []),
     ]
