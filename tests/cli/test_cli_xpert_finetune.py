@@ -45,7 +45,10 @@ def test_arms_are_finetuned_and_compared(finetune, chat_pair, tmp_path):
     data.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
     (tmp_path / "tiny_sign.yaml").write_text(TASK.format(data=data))
     one, other = chat_pair
-    arms = (f"one={one},{one}", f"other={other},{other}")
+    for seed in (0, 1):  # as `moegraft xpert compare --keep-models` leaves them
+        (tmp_path / "one").mkdir(exist_ok=True)
+        (tmp_path / "one" / f"seed-{seed}").symlink_to(one)
+    arms = (f"one={tmp_path / 'one'}", f"other={other},{other}")
     options = ("--task", "tiny_sign", "--include", tmp_path, "--out", tmp_path / "run")
     small = ("--epochs", 1, "--length", 32, "--batch", 2, "--rate", 0.001, "--device", "cpu")
     code, out, _ = finetune(*arms, *options, *small, "--json")
@@ -65,4 +68,7 @@ def test_arms_are_named_and_distinct(finetune, tmp_path):
     assert code == 2 and "arm 'a' is named twice" in err
     code, _, err = finetune("a=x,y", *options)
     assert code == 2 and "two arms or more, got 1" in err
+    (tmp_path / "none").mkdir()
+    code, _, err = finetune(f"a={tmp_path / 'none'}", "b=z,w", *options)
+    assert code == 2 and "neither a checkpoint nor a folder of seed-* checkpoints" in err
     assert not (tmp_path / "run").exists()

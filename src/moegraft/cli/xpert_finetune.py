@@ -20,7 +20,10 @@ from moegraft.report.words import points
 def finetune(
     arms: Annotated[
         list[str],
-        typer.Argument(metavar="ARM=M1,M2,...", help="Checkpoints of one start, one per seed."),
+        typer.Argument(
+            metavar="ARM=M1,M2,...",
+            help="Checkpoints of one start, one per seed, or a folder of `seed-*` checkpoints.",
+        ),
     ],
     *,
     task: Annotated[list[str], typer.Option(help="A task with training records; repeatable.")],
@@ -77,8 +80,19 @@ def _arms(texts: list[str]) -> dict[str, list[str]]:
             raise RecipeError(f"{text}: expected ARM=CHECKPOINT,CHECKPOINT,...")
         if name in found:
             raise RecipeError(f"arm {name!r} is named twice")
-        found[name] = [source.strip() for source in sources.split(",")]
+        found[name] = [one for source in sources.split(",") for one in _seeds(source.strip())]
     return found
+
+
+def _seeds(source: str) -> list[str]:
+    """A checkpoint; or those in a folder such as `RUN/models/trunk/xpert` of a comparison."""
+    folder = Path(source)
+    if (folder / "config.json").exists() or not folder.is_dir():
+        return [source]
+    seeds = [str(one.parent) for one in folder.glob("seed-*/config.json")]
+    if not seeds:
+        raise RecipeError(f"{source}: neither a checkpoint nor a folder of seed-* checkpoints")
+    return sorted(seeds, key=lambda seed: (len(seed), seed))
 
 
 def _show(console: Console, rows: list[dict[str, Any]]) -> None:
