@@ -19,9 +19,10 @@ def train_branch(
     *,
     seed: int = 0,
     shared: tuple[str, ...] = (),
+    experts: tuple[int, ...] = (1,),
     stages: tuple[dict, ...] = ({"stage": "sft", "tokens": 10},),
 ) -> Path:
-    """Save the branch `start` to `out` with expert 1, its router row and `shared` moved."""
+    """Save the branch `start` to `out` with its experts, their rows and `shared` moved."""
     tensors = stored_tensors(start)
     source = torch.Generator().manual_seed(seed)
 
@@ -29,10 +30,11 @@ def train_branch(
         return 0.1 * torch.randn(tensor.shape, generator=source)
 
     for name, tensor in tensors.items():
-        if ".experts.1." in name or name in shared:
+        if any(f".experts.{own}." in name for own in experts) or name in shared:
             tensor.add_(noise(tensor))
         elif name.endswith(".gate.weight"):
-            tensor[1].add_(noise(tensor[1]))
+            for own in experts:
+                tensor[own].add_(noise(tensor[own]))
     out.mkdir()
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     for file in start.iterdir():

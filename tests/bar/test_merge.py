@@ -243,12 +243,20 @@ def test_a_recipe_that_contradicts_itself_is_refused():
     for change, message in (
         ({"shared_by": {"heads": "mean"}}, "shared_by: unknown component 'heads'"),
         ({"branches": []}, "branches: expected at least one"),
-        ({"top_k": 3}, "top_k: expected 1 to 2, the number of experts, got 3"),
         ({"as_released": True, "method": "btx"}, "as_released goes with method bar only"),
         ({"shared": "ties"}, "shared: Input should be 'mean'"),
     ):
         with pytest.raises(RecipeError, match=message):
             parse_recipe(base | change, MergeRecipe, where="merge")
+
+
+def test_more_active_experts_than_there_are_are_refused(two, tmp_path):
+    anchor, branches = two
+    with pytest.raises(BranchError, match="top_k: expected 1 to 3, the number of experts, got 4"):
+        merge(anchor, branches, tmp_path / "m", top_k=4)
+    merge(anchor, branches, tmp_path / "m", top_k=2)
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert (config["num_experts"], config["num_experts_per_tok"]) == (3, 2)
 
 
 def test_a_merge_never_writes_into_a_branch(two):

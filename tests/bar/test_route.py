@@ -52,6 +52,8 @@ def test_the_record_tells_what_the_router_was_trained_on(merged, chats, tmp_path
     assert stage["records"]["math"][2] == 40
     assert found["data"]["records"]["math"]["all"] == 40
     assert record.domains == ("math", "code")
+    source = tmp_path / "r" / record.experts[0]["source"]
+    assert source.resolve() == (merged.parent / "math").resolve()
     assert (tmp_path / "r" / "divergence.json").is_file()
     with pytest.raises(OutputError, match="holds routers of another recipe"):
         train_routers(recipe(merged, chats, share=0.6), tmp_path / "r")

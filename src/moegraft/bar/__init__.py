@@ -16,7 +16,7 @@ _EXPORTS = {
     "write_append": "moegraft.bar.append",
     "write_branch": "moegraft.bar.branch",
     "HealRecipe": "moegraft.bar.heal",
-    "MergeRecipe": "moegraft.bar.merge",
+    "MergeRecipe": "moegraft.bar.merge_recipe",
     "MergeRecord": "moegraft.bar.record",
     "RouteRecipe": "moegraft.bar.route",
     "heal_model": "moegraft.bar.heal",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moegraft.bar.manifest import BRANCH, Manifest, read_manifest
-from moegraft.bar.names import experts_digest, piece_hashes
+from moegraft.bar.names import experts_digest
 from moegraft.bar.twin import twin_config
 from moegraft.bar.vocabulary import vocabulary_rows
 from moegraft.checkpoint import Checkpoint, open_checkpoint
@@ -56,16 +56,15 @@ def open_branch(folder: str | Path) -> Branch:
     return Branch(folder, manifest, checkpoint)
 
 
-def check_branches(
-    anchor: Checkpoint, own: Mapping[str, Any], branches: Sequence[Branch], *, frozen: bool = True
-) -> None:
-    """Check that `branches` can be merged with `anchor`; reads every frozen byte.
+def check_branches(anchor: Checkpoint, own: Mapping[str, Any], branches: Sequence[Branch]) -> None:
+    """Check that `branches` grew from `anchor`, compute as it does, and are for several domains.
+
+    What is frozen in them is left to `verify.check_stored`.
 
     Args:
         anchor: the checkpoint that all branches must have grown from.
         own: the anchor's `identity`.
         branches: the branches.
-        frozen: also check that no frozen tensor has moved.
 
     Raises:
         BranchError: names the first thing that does not fit, and in which branch.
@@ -84,21 +83,10 @@ def check_branches(
             )
         _check_config(anchor, expected, branch)
         _check_tokenizer(anchor, branch)
-        if frozen:
-            check_frozen_pieces(branch)
-
-
-def check_frozen_pieces(branch: Branch) -> None:
-    """Compare every frozen piece with its hash in the manifest.
-
-    Raises:
-        BranchError: names the first piece that moved.
-    """
-    for name, found in piece_hashes(branch.checkpoint, branch.manifest.frozen):
-        if found != branch.manifest.frozen[name]:
+        old = max(1, anchor.num_experts)
+        if branch.first_expert != old:
             raise BranchError(
-                f"{branch.folder}: {name} is frozen but has moved since the branch was made; "
-                "train it with that tensor frozen, or merge --as-released, which averages it"
+                f"{branch.folder}: has {branch.first_expert} experts beside its own, expected {old}"
             )
 
 

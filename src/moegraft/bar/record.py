@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from moegraft.checkpoint import Checkpoint
 from moegraft.errors import BranchError, OutputError
 
 MERGE = "merge.json"
@@ -14,7 +15,7 @@ DIVERGENCE = "divergence.json"
 """How far each shared tensor of each branch was from the anchor."""
 SCHEMA = 1
 
-_KEYS = {"method", "anchor", "experts", "shared", "tokens", "stages", "warnings"}
+_KEYS = {"method", "anchor", "experts", "shared", "tokens", "stages", "warnings", "as_released"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class MergeRecord:
     stages: tuple[Mapping[str, Any], ...] = ()
     """Router trainings since the merge."""
     warnings: tuple[str, ...] = ()
+    as_released: bool = False
+    """Anchor experts that moved in branches were averaged."""
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -50,9 +53,34 @@ class MergeRecord:
         return {"schema": SCHEMA, **asdict(self)}
 
 
-def relative_source(source: Path, out: Path) -> str:
-    """Where a source lies as seen from the merged folder, so that both can be moved together."""
-    return os.path.relpath(source.resolve(), out.resolve())
+def relative_source(checkpoint: Checkpoint, out: Path) -> str:
+    """Where a source lies as seen from the merged folder, so that both can be moved together.
+
+    A packaged or a Hub source is named as it was given.
+    """
+    if checkpoint.revision is not None or checkpoint.source.startswith("nano:"):
+        return checkpoint.source
+    return os.path.relpath(checkpoint.path.resolve(), out.expanduser().resolve())
+
+
+def source_of(entry: Mapping[str, Any], folder: Path | str) -> str:
+    """A source of the record in `folder`, as it can be opened from here."""
+    source = str(entry["source"])
+    place = Path(folder).expanduser() / source
+    return str(place) if place.is_dir() else source
+
+
+def rebased(record: MergeRecord, old: Path, new: Path) -> MergeRecord:
+    """The record of a model that is written to `new` after `old`, with sources seen from there."""
+
+    def moved(entry: Mapping[str, Any]) -> dict[str, Any]:
+        place = old.expanduser().resolve() / str(entry["source"])
+        if not place.is_dir():
+            return dict(entry)
+        return {**entry, "source": os.path.relpath(place.resolve(), new.expanduser().resolve())}
+
+    experts = tuple(moved(expert) for expert in record.experts)
+    return replace(record, anchor=moved(record.anchor), experts=experts)
 
 
 def read_record(folder: Path | str) -> MergeRecord:

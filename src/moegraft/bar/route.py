@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from moegraft.bar.record import DIVERGENCE, MERGE, read_record, write_record
+from moegraft.bar.record import DIVERGENCE, MERGE, read_record, rebased, write_record
 from moegraft.bar.route_data import read_route_data
 from moegraft.bar.tune import Tuned, Tuning, tune, write_tuned
 from moegraft.checkpoint import Checkpoint, open_checkpoint
@@ -156,7 +156,7 @@ def write_routed(
 
     def finish(folder: Path) -> None:
         if (checkpoint.path / MERGE).is_file():
-            record = read_record(checkpoint.path)
+            record = rebased(read_record(checkpoint.path), checkpoint.path, out)
             stage = {**tuned.stage, "stage": "route", "share": recipe.share}
             write_record(folder, record.with_stage(stage))
         if (checkpoint.path / DIVERGENCE).is_file():

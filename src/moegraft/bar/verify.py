@@ -101,7 +101,8 @@ def check_stored(branch: Branch) -> None:
             )
         raise BranchError(
             f"{branch.folder}: {name} is frozen but has moved since the branch was made; train it "
-            "with that tensor frozen (moegraft.train.freeze works in any loop)"
+            "with that tensor frozen (moegraft.train.freeze works in any loop), or merge "
+            "--as-released, which averages it"
         )
 
 
