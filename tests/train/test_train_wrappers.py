@@ -167,7 +167,7 @@ def test_verifiers_that_fail_are_counted_and_written_down(model, tokenizer, tmp_
     tasks = [task("Is it red?", "mine:check", "yes")] * 2
     reward = train_grpo(model, tokenizer, tasks, OPTIONS, work=tmp_path / "run", grpo=GRPO)
     assert reward == 0.0
-    assert [row["verifier_failures"] for row in read_metrics(tmp_path / "run")] == [4, 8]
+    assert [row["verifier_failures"] for row in read_metrics(tmp_path / "run")] == [4, 4]
     told = (tmp_path / "run" / "verifier_failures.jsonl").read_text().splitlines()
     assert {json.loads(line)["why"] for line in told} == {"mine:check: KeyError: 'yes'"}
 

@@ -84,12 +84,11 @@ def train_stage(job: Job) -> dict[str, Any]:
     found = kinds[job.stage.stage](job)
     rows = read_metrics(job.work)
     last = rows[-1]
-    numbers = ("loss", "reward", "verifier_failures")
     return {
         "steps": last["step"],
         "tokens": int(last["tokens"]),
         "seconds": last["seconds"],
-        "metrics": {k: round(float(last[k]), 6) for k in numbers if k in last},
+        "metrics": {"loss": round(float(last["loss"]), 6)},
         **found,
     }
 
@@ -182,8 +181,13 @@ def _rewards(job: Job) -> dict[str, Any]:
         prepare=job.prepare,
         on_step=job.on_step,
     )
-    about = _about(options, grpo=grpo)
-    return {"data": data, "options": about, "rollouts": steps * batch, "reward": round(reward, 6)}
+    return {
+        "data": data,
+        "options": _about(options, grpo=grpo),
+        "rollouts": steps * batch,
+        "reward": round(reward, 6),
+        "verifier_failures": sum(row.get("verifier_failures", 0) for row in read_metrics(job.work)),
+    }
 
 
 def _steps(stage: StageRecipe, num_records: int, batch: int) -> int:

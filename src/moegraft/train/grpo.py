@@ -97,7 +97,7 @@ def train_grpo(
             about,
             prepare=prepare,
             on_step=on_step,
-            extra=lambda: {"verifier_failures": grader.num_failures},
+            extra=lambda: {"verifier_failures": grader.take_failures()},
         )
     return mean_of_tail(rows, "reward", 0.1) / grpo.reward
 

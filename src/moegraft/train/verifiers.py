@@ -128,6 +128,11 @@ class Grader:
                 self._record({"kind": kind, "why": verdict.failure, "gold": gold}, response)
         return [verdict.reward for verdict in verdicts]
 
+    def take_failures(self) -> int:
+        """How many there were since the last call."""
+        found, self.num_failures = self.num_failures, 0
+        return found
+
     def grade(self, response: str, kind: str, gold: str) -> Verdict:
         """The verdict on one response."""
         _check_kind(kind)
