@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ OPTIONS = TrainOptions(
 )
 
 
+@cache
 def _tokenizer():
     return tokenizers.train(DOCUMENTS * 4, vocab_size=300)
 
@@ -49,6 +51,7 @@ def _model(seed=0, **sizes):
     return pretrain.new_model(_tokenizer(), seed, **small, **sizes)
 
 
+@cache
 def _data():
     tokenizer = _tokenizer()
     return {
