@@ -4,7 +4,8 @@
 
 Rows: everything trains; only the domain expert and its router row, by a masked gradient (the
 optimizer holds whole parameters, and weight decay moves the frozen expert); the same guarded by
-`moegraft.train.freeze`; the same through factors of rank 16. Times are medians.
+`moegraft.train.freeze`; the same through factors of rank 16. Times are medians of CPU time, which
+other load on the machine hardly changes.
 """
 
 import argparse
@@ -51,12 +52,12 @@ def prepare(way):
 
 
 def step(model, optimizer, ids):
-    began = time.perf_counter()
+    began = time.process_time()
     model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    middle = time.perf_counter()
+    middle = time.process_time()
     optimizer.step()
-    ended = time.perf_counter()
+    ended = time.process_time()
     optimizer.zero_grad()
     return middle - began, ended - middle
 
