@@ -160,6 +160,10 @@ def test_as_released_opens_what_the_scripts_open(places, tmp_path, monkeypatch):
     with pytest.raises(BranchError, match=r"is frozen but has moved since the branch was made"):
         adapt(again, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+    released = AdaptRecipe(
+        str(tmp_path / "run/branch"), (_stage(places, "mid"),), as_released=True, device="cpu"
+    )
+    assert [s["stage"] for s in adapt(released, tmp_path / "more").stages] == ["rl", "mid"]
 
 
 def test_a_branch_of_a_moe_trains_its_appended_expert_alone(places, tmp_path, monkeypatch):

@@ -234,7 +234,7 @@ def _write(branch: Branch, model: Any, opened: Trainable, manifest: Manifest, re
 
     def finish(folder: Path) -> None:
         write_manifest(folder, manifest)
-        if manifest.stages[-1]["opened"] != "everything":
+        if all(stage.get("opened") != "everything" for stage in manifest.stages):
             check_stored(open_branch(folder))
 
     result.parent.mkdir(parents=True, exist_ok=True)
