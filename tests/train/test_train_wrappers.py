@@ -182,8 +182,9 @@ def test_the_published_settings_of_reinforcement():
     ("tasks", "how", "told"),
     [
         ([], {}, "no task to train on"),
+        (TASKS[:1], {}, "1 tasks, but one round of sampling takes 2"),
         (TASKS[:1], {"batch": 6}, "batch: 6 completions cannot"),
-        (TASKS[:1], {"save_every": 3}, "save_every: 3 is no multiple of mini_batches"),
+        (TASKS[:1] * 2, {"save_every": 3}, "save_every: 3 is no multiple of mini_batches"),
         (TASKS, {}, "verifier tests.own:check: ModuleNotFoundError"),
     ],
 )
