@@ -6,7 +6,7 @@ import pytest
 
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.cli import main
-from tiny_bar import train_branch
+from tiny_bar import build_merged, train_branch
 from tiny_families import build_tiny
 
 
@@ -150,3 +150,41 @@ def test_heal_takes_a_recipe_or_flags(moegraft, chat_pair, tmp_path):
     assert (code, "expected a recipe file, or --data" in err) == (2, True)
     code, _, err = moegraft("heal", chat_pair[0], "--data", "a.txt", "--data", "b/a.txt")
     assert (code, "the name 'a' stands twice" in err) == (2, True)
+
+
+def test_an_upgrade_is_merged_routed_and_gated(moegraft, tmp_path, chats, tiny_tasks):
+    merged = build_merged(tmp_path)
+    train_branch(tmp_path / "code-start", tmp_path / "code-2", seed=9)
+    data = tuple(part for name in chats for part in ("--data", f"{name}={chats[name]}"))
+    settings = ("--share", 0.5, "--held-out", 0.2, "--length", 64)
+    (tmp_path / "tuning.yaml").write_text("epochs: 1\nbatch: 8\n")
+    suite = tmp_path / "suite.yaml"
+    task = tiny_tasks / "tiny_choose.yaml"
+    suite.write_text(
+        f"conditions: [{{condition: {task}, margin_points: 90}}]\nlimit: 12\nchat_template: false\n"
+    )
+    what = ("bar", "upgrade", merged, tmp_path / "code-2", "--out", tmp_path / "new")
+    code, text, err = moegraft(
+        *what, *data, *settings, "--tuning", tmp_path / "tuning.yaml", "--suite", suite
+    )
+    assert code == 0, err
+    assert "k = 3, router trained" in text
+    assert f"against {merged}: pass" in err
+    assert "anchor: pass" in err
+    record = json.loads((tmp_path / "new" / "merge.json").read_text())
+    assert [stage["stage"] for stage in record["stages"]] == ["route"]
+    assert record["experts"][1]["source"] == "../code-2"
+    assert not (tmp_path / "new.merged").exists()
+    code, text, err = moegraft("bar", "report", tmp_path / "new", "--out", tmp_path / "report")
+    assert code == 0, err
+    assert "growing to" in text
+    assert "assumed: growing: the router is trained after every added domain" in text
+    assert json.loads((tmp_path / "report" / "ledger.json").read_text())["domains"]
+    assert (tmp_path / "report" / "figures" / "cost.svg").stat().st_size > 1000
+    code, _, err = moegraft("bar", "remove", merged, "code", "--out", tmp_path / "one")
+    assert (code, "expected --data to train the routers on" in err) == (2, True)
+    code, _, err = moegraft(
+        "bar", "remove", merged, "code", "--out", tmp_path / "one", "--no-route"
+    )
+    assert code == 0, err
+    assert "nothing tells what this model has lost" in err

@@ -62,7 +62,7 @@ def merge(
     found = recipe_of(MergeRecipe, recipe, flags, ("anchor", "branches"), "bar merge")
     if out is None and not dry_run:
         raise RecipeError("bar merge: expected --out DIR, or --dry-run to check only")
-    _merge(found, None if dry_run else out, as_json=as_json)
+    merge_and_show(found, None if dry_run else out, as_json=as_json)
 
 
 def _policies(given: list[str] | None) -> dict[str, Any]:
@@ -79,7 +79,8 @@ def _policies(given: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def _merge(recipe: Any, out: Path | None, *, as_json: bool) -> None:
+def merge_and_show(recipe: Any, out: Path | None, *, as_json: bool) -> None:
+    """Merge, and print what is made of what; without `out` only check that it fits."""
     from moegraft.bar.average import by_component
     from moegraft.bar.merge import plan_merge, write_merge
     from moegraft.cli.bar_tables import show_divergence, show_merge

@@ -49,8 +49,7 @@ def route(
     as_json: Annotated[bool, typer.Option("--json", help="Data for machines on stdout.")] = False,
 ) -> None:
     """Train the routers of a merged model, nothing else, on a small share of every domain."""
-    from moegraft.bar.route import RouteRecipe, train_routers
-    from moegraft.cli.bar_tables import show_losses, show_routing
+    from moegraft.bar.route import RouteRecipe
 
     is_recipe = model is not None and model.endswith((".yaml", ".yml"))
     flags: dict[str, Any] = {
@@ -75,11 +74,21 @@ def route(
     recipe = recipe_of(RouteRecipe, file, flags, ("model", "data"), "bar route")
     if out is None:
         raise RecipeError("bar route: expected --out DIR")
+    train_and_show(recipe, out, device=device_of(device), dtype=dtype, as_json=as_json)
+
+
+def train_and_show(
+    recipe: Any, out: Path, *, device: str, dtype: str = "float32", as_json: bool = False
+) -> None:
+    """Train the routers with progress; print the held-out losses and the routing."""
+    from moegraft.bar.route import train_routers
+    from moegraft.cli.bar_tables import show_losses, show_routing
+
     with show_steps("router steps") as bar:
         found = train_routers(
             recipe,
             out,
-            device=device_of(device),
+            device=device,
             dtype=dtype,
             on_step=lambda _what, done, total: bar(done, total),
         )

@@ -86,6 +86,42 @@ def show_routing(console: Console, profile: Content, title: str) -> None:
     console.print(table)
 
 
+def show_ledger(console: Console, found: Content) -> None:
+    """Print what was spent, what growing and updating cost, and what was assumed."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name in ("domain", "stage"):
+        table.add_column(name)
+    for name in ("tokens", "FLOPs", "device hours"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in found["entries"]:
+        hours = entry["device_hours"]
+        timed = "not recorded" if hours is None else f"{hours:.3g}"
+        cells = (f"{entry['tokens']:,}", f"{entry['flops']:.3g}", timed)
+        table.add_row(escape(entry["domain"]), escape(entry["stage"]), *cells)
+    console.print(table)
+    growth = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    growth.add_column("growing to")
+    for name in ("branches", "routers", "BAR in all", "retraining", "ratio"):
+        growth.add_column(name, justify="right", no_wrap=True)
+    for row in found["growth"]:
+        numbers = (row["bar_branches"], row["bar_routers"], row["bar"], row["retraining"])
+        ratio = f"{row['bar'] / row['retraining']:.2f}" if row["retraining"] else "-"
+        growth.add_row(f"{row['domains']} domains", *(f"{n:.3g}" for n in numbers), ratio)
+    console.print(growth)
+    for row in found["update"]:
+        told = (
+            f"updating {row['domain']}: {row['bar']:.3g} FLOPs, retraining {row['retraining']:.3g}"
+        )
+        _say(console, told)
+    host, merged = found["serving"]["host"], found["serving"]["merged"]
+    ratio = merged["flops_per_token"] / host["flops_per_token"]
+    _say(
+        console, f"serving: {ratio:.2f} x the anchor's FLOPs per token, for every token from now on"
+    )
+    for line in found["assumed"]:
+        _say(console, f"assumed: {line}")
+
+
 def show_costs(console: Console, costs: Content) -> None:
     """Print what host, branch and merged model cost to hold and to serve."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")

@@ -72,7 +72,7 @@ def gate(
         if plan:
             code = _plan([one for one in (old, new) if one], suite, how, names, json)
         else:
-            found = _test(
+            found = test_models(
                 [one for one in (old, new) if one],
                 suite,
                 how,
@@ -80,14 +80,14 @@ def gate(
                 out=out,
                 different_prompts=different_prompts,
             )
-            code = _report(found, junit, json)
+            code = report_gate(found, junit, json)
     except MoegraftError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(ERROR) from None
     raise typer.Exit(code)
 
 
-def _test(
+def test_models(
     models: Sequence[str],
     path: Path,
     how: Any,
@@ -121,7 +121,7 @@ def _test(
     return test_release(suite, pairing)
 
 
-def _report(found: Mapping[str, Any] | None, path: Path | None, json: bool) -> int:
+def report_gate(found: Mapping[str, Any] | None, path: Path | None, json: bool) -> int:
     """Print and write the result; the exit code."""
     from moegraft.cli.compare_tables import show_gate
     from moegraft.compare.gate import junit
