@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from moegraft import cli
-from moegraft.cli import app
+from moegraft.cli import app, transfer
 
 
 def test_ctrl_c_exits_130_without_a_traceback(monkeypatch, capsys):
@@ -14,6 +14,18 @@ def test_ctrl_c_exits_130_without_a_traceback(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(app, "app", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_ctrl_c_within_a_command_says_so(monkeypatch, capsys):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transfer, "inspect", interrupted)
+    monkeypatch.setattr(sys, "argv", ["moegraft", "inspect"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 130

@@ -49,10 +49,18 @@ _EXTRA_OF = {
 """By package, the extra that brings it; the base install has none of them."""
 
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it."""
+
+
 def main() -> None:
     """Run the command line; exit 2 on an error that the user can mend."""
     try:
         app()
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer ends so on Ctrl-C, without a word
+            sys.stderr.write("interrupted\n")
+        raise
     except MoegraftError as error:
         _exit_with(str(error))
     except ModuleNotFoundError as error:
