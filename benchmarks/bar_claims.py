@@ -1,0 +1,139 @@
+"""BAR's claims on a dense model of a million parameters and five domains: the main table.
+
+    python benchmarks/bar_claims.py --work DIR [--seeds 0 1 2] [--only ROW ...]
+
+Every stage is a folder with a DONE file under DIR; the same command resumes, and another command
+(a seed, a row) reuses what is there. The base model P is pretrained once and the anchor A once,
+for all seeds: A is P post-trained on reading, science and everyday requests, without mathematics
+and programs. `--only` limits which rows are made; `bar_claims_tables.py` prints what there is.
+
+Rows: `start` (A), `branch-DOMAIN` (each branch alone), `merged` (routers untrained), `bar`,
+`retrain-mid` and `retrain` (P on everything at once, with and without mid-training), `sequential`
+(A on one domain after the other), `average` (weights of dense models), `btx` (their FFNs as
+experts, the rest averaged, routers trained).
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from bar_stages import (
+    ANCHOR_STEPS,
+    BASE_STEPS,
+    BRANCHES,
+    MID_STEPS,
+    NEW_TOKENS,
+    SFT_STEPS,
+    Lab,
+    branch,
+    merged,
+    mid,
+    route,
+    score,
+    sft,
+    stage,
+)
+
+from moegraft.nano import dense, domains
+
+
+def base(lab: Lab) -> Path:
+    """P: pretrained, shared by all seeds."""
+
+    def make(folder: Path) -> None:
+        dense.main(["--out", str(folder / "model"), "--steps", str(BASE_STEPS)])
+
+    return stage(lab.work / "base", make, keep=True) / "model"
+
+
+def anchor(lab: Lab) -> Path:
+    """A: P after supervised finetuning on the general domain, shared by all seeds."""
+    shared = Lab(lab.work, 0)
+    return sft(shared, base(lab), lab.work / "anchor", {"general": 1.0}, steps=ANCHOR_STEPS)
+
+
+def branch_of(lab: Lab, domain: str) -> Path:
+    """A branch after its stages: mid-training where the domain has one, then supervised."""
+    start = branch(lab, anchor(lab), base(lab), domain)
+    if domain in MID_STEPS:
+        start = mid(lab, start, lab.at(f"branch-{domain}-mid"), [domain], MID_STEPS[domain])
+    return sft(
+        lab, start, lab.at(f"branch-{domain}"), {domain: 0.5, "general": 0.5}, steps=SFT_STEPS
+    )
+
+
+def expert_of(lab: Lab, domain: str) -> Path:
+    """A dense model with the same stages as the branch, from P: what BTX and averaging merge."""
+    start = base(lab)
+    if domain in MID_STEPS:
+        start = mid(lab, start, lab.at(f"dense-{domain}-mid"), [domain], MID_STEPS[domain])
+    shares = {domain: 0.5, "general": 0.5}
+    tokens = NEW_TOKENS if domain == "tool" else ()
+    return sft(lab, start, lab.at(f"dense-{domain}"), shares, steps=SFT_STEPS, new_tokens=tokens)
+
+
+def retrained(lab: Lab, *, with_mid: bool) -> Path:
+    """One dense model of everything, from P; the general mix is read once, not once a domain."""
+    start = base(lab)
+    if with_mid:
+        steps = sum(MID_STEPS.values())
+        start = mid(lab, start, lab.at("retrain-mid-mid"), [*MID_STEPS], steps)
+    shares = dict.fromkeys(domains.DOMAINS, 1.0)
+    steps = round(SFT_STEPS / 2 * len(shares))
+    name = "retrain-mid" if with_mid else "retrain"
+    return sft(lab, start, lab.at(name), shares, steps=steps, new_tokens=NEW_TOKENS)
+
+
+def sequential(lab: Lab) -> Path:
+    """A on one domain after the other, each with its stages and the general mix."""
+    start = anchor(lab)
+    for domain in BRANCHES:
+        if domain in MID_STEPS:
+            place = lab.at(f"sequential-{domain}-mid")
+            start = mid(lab, start, place, [domain], MID_STEPS[domain])
+        shares = {domain: 0.5, "general": 0.5}
+        tokens = NEW_TOKENS if domain == "tool" else ()
+        place = lab.at(f"sequential-{domain}")
+        start = sft(lab, start, place, shares, steps=SFT_STEPS, new_tokens=tokens)
+    return start
+
+
+def bar(lab: Lab) -> Path:
+    """All branches and the anchor, merged."""
+    parts = [branch_of(lab, domain) for domain in BRANCHES]
+    return merged(lab, anchor(lab), parts, lab.at("merged"), "bar")
+
+
+def baseline(lab: Lab, method: str) -> Path:
+    """Dense models and the anchor, merged by `method`."""
+    parts = [expert_of(lab, domain) for domain in BRANCHES]
+    return merged(lab, anchor(lab), parts, lab.at(f"{method}-raw"), method)
+
+
+ROWS: dict[str, Callable[[Lab], Path]] = {
+    "start": anchor,
+    **{f"branch-{domain}": lambda lab, d=domain: branch_of(lab, d) for domain in BRANCHES},
+    "merged": bar,
+    "bar": lambda lab: route(lab, bar(lab), lab.at("bar")),
+    "retrain-mid": lambda lab: retrained(lab, with_mid=True),
+    "retrain": lambda lab: retrained(lab, with_mid=False),
+    "sequential": sequential,
+    "average": lambda lab: baseline(lab, "average"),
+    "btx": lambda lab: route(lab, baseline(lab, "btx"), lab.at("btx")),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="stages and scores, to resume")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of data and order")
+    parser.add_argument("--only", nargs="+", choices=[*ROWS], default=[*ROWS], help="these rows")
+    arguments = parser.parse_args()
+    for seed in arguments.seeds:
+        lab = Lab(arguments.work, seed)
+        for row in arguments.only:
+            score(lab, row, ROWS[row](lab))
+
+
+if __name__ == "__main__":
+    main()
