@@ -116,7 +116,9 @@ def sft(
     return _train(lab, start, out, data, way)
 
 
-def branch(lab: Lab, anchor: Path, pretrained: Path, domain: str) -> Path:
+def branch(
+    lab: Lab, anchor: Path, pretrained: Path, domain: str, *, token_noise: float = 0.0
+) -> Path:
     """The untrained branch of a domain, its expert started from the pretrained FFN."""
 
     def make(folder: Path) -> None:
@@ -129,12 +131,14 @@ def branch(lab: Lab, anchor: Path, pretrained: Path, domain: str) -> Path:
                     pretrained=str(pretrained),
                     seed=lab.seed,
                     new_tokens=tokens,
+                    token_noise=token_noise,
                 )
             ),
             folder,
         )
 
-    return stage(lab.at(f"branch-{domain}-start"), make)
+    noisy = "-noisy" if token_noise else ""
+    return stage(lab.at(f"branch-{domain}-start{noisy}"), make)
 
 
 def merged(lab: Lab, anchor: Path, parts: Sequence[Path], out: Path, method: Any) -> Path:

@@ -1,0 +1,130 @@
+"""Ablations of BAR at one seed, beside the stages that bar_claims.py has made.
+
+    python benchmarks/bar_ablations.py --work DIR [--only NAME ...] [--seed 0]
+
+Each name is resumable on its own; rows land in DIR/seedN/scores and print with
+`bar_claims_tables.py`. What an ablation needs of the main table is made if it is missing.
+
+- `tool-frozen`: tool use with embeddings and head frozen, new rows equal or spread by noise.
+- `router-data`: routers trained on 1 to 100 % of the chats.
+- `active`: fewer active experts, routers trained for it (`active-K`) or not (`naive-K`).
+- `domains`: anchor with two, then three of the four branches.
+- `upgrade`: the merged model before code, or mathematics, was mid-trained.
+- `domain-only`: each branch's supervised stage without the general mix.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bar_claims import anchor, bar, base, branch_of
+from bar_stages import (
+    BRANCHES,
+    MID_OPEN,
+    MID_STEPS,
+    SFT_STEPS,
+    Lab,
+    branch,
+    merged,
+    mid,
+    route,
+    score,
+    sft,
+    stage,
+)
+
+Rows = Iterator[tuple[str, Path]]
+
+
+def tool_frozen(lab: Lab) -> Rows:
+    shares = {"tool": 0.5, "general": 0.5}
+    for name, noise in (("tool-frozen", 0.0), ("tool-frozen-noise", 1.0)):
+        start = branch(lab, anchor(lab), base(lab), "tool", token_noise=noise)
+        place = lab.at(name)
+        yield name, sft(lab, start, place, shares, steps=SFT_STEPS, trainable=MID_OPEN)
+
+
+def router_data(lab: Lab) -> Rows:
+    for percent in (1, 5, 10, 50, 100):
+        name = f"router-{percent}%"
+        yield name, route(lab, bar(lab), lab.at(f"router-{percent}"), share=percent / 100)
+
+
+def active(lab: Lab) -> Rows:
+    for top_k in range(len(BRANCHES), 0, -1):
+        yield f"active-{top_k}", route(lab, bar(lab), lab.at(f"active-{top_k}"), top_k=top_k)
+        routed = route(lab, bar(lab), lab.at("bar"))
+        yield f"naive-{top_k}", _with_top_k(lab, routed, top_k)
+
+
+def domains(lab: Lab) -> Rows:
+    for count in (2, 3):
+        chosen = BRANCHES[:count]
+        parts = [branch_of(lab, domain) for domain in chosen]
+        name = f"domains-{count + 1}"
+        whole = merged(lab, anchor(lab), parts, lab.at(f"{name}-merged"), "bar")
+        yield name, route(lab, whole, lab.at(name), names=("general", *chosen))
+
+
+def upgrade(lab: Lab) -> Rows:
+    """The deployed models of yesterday: one domain without its mid-training."""
+    for domain in MID_STEPS:
+        start = branch(lab, anchor(lab), base(lab), domain)
+        shares = {domain: 0.5, "general": 0.5}
+        old = sft(lab, start, lab.at(f"branch-{domain}-old"), shares, steps=SFT_STEPS)
+        parts = [old if other == domain else branch_of(lab, other) for other in BRANCHES]
+        whole = merged(lab, anchor(lab), parts, lab.at(f"old-{domain}-merged"), "bar")
+        yield f"branch-{domain}-old", old
+        yield f"old-{domain}", route(lab, whole, lab.at(f"old-{domain}"))
+
+
+def domain_only(lab: Lab) -> Rows:
+    for domain in BRANCHES:
+        start = branch(lab, anchor(lab), base(lab), domain)
+        if domain in MID_STEPS:
+            place = lab.at(f"branch-{domain}-mid")
+            start = mid(lab, start, place, [domain], MID_STEPS[domain])
+        name = f"only-{domain}"
+        yield name, sft(lab, start, lab.at(name), {domain: 1.0}, steps=SFT_STEPS // 2)
+
+
+def _with_top_k(lab: Lab, model: Path, top_k: int) -> Path:
+    """The same weights, with fewer active experts in the config."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        for file in model.iterdir():
+            if file.name not in ("config.json", "DONE"):
+                (folder / file.name).symlink_to(file.resolve())
+        config = json.loads((model / "config.json").read_text())
+        text = json.dumps(config | {"num_experts_per_tok": top_k})
+        (folder / "config.json").write_text(text)
+
+    return stage(lab.at(f"naive-{top_k}"), make)
+
+
+ABLATIONS: dict[str, Callable[[Lab], Rows]] = {
+    "tool-frozen": tool_frozen,
+    "router-data": router_data,
+    "active": active,
+    "domains": domains,
+    "upgrade": upgrade,
+    "domain-only": domain_only,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="as of bar_claims.py")
+    parser.add_argument("--seed", type=int, default=0, help="of data and order")
+    parser.add_argument("--only", nargs="+", choices=[*ABLATIONS], default=[*ABLATIONS])
+    arguments = parser.parse_args()
+    lab = Lab(arguments.work, arguments.seed)
+    for name in arguments.only:
+        for row, folder in ABLATIONS[name](lab):
+            score(lab, row, folder)
+
+
+if __name__ == "__main__":
+    main()
