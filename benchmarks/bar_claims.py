@@ -33,7 +33,6 @@ from bar_stages import (
     sft,
     stage,
 )
-
 from moegraft.nano import dense, domains
 
 

@@ -21,13 +21,13 @@ from moegraft.train.lm import train_lm
 from moegraft.train.router_loss import RouterLoss
 from moegraft.train.text import Blocks, pack, read_documents
 
-LENGTH, BATCH = 128, 16
+LENGTH, BATCH = 128, 4
 """Tokens of a block, blocks a step."""
-BASE_STEPS = 2000
-ANCHOR_STEPS = 100
-MID_STEPS = {"math": 100, "code": 60}
+BASE_STEPS = 1600
+ANCHOR_STEPS = 400
+MID_STEPS = {"math": 500, "code": 300}
 """Domains that are mid-trained before the supervised stage, as in the paper."""
-SFT_STEPS = 60
+SFT_STEPS = 500
 """Of one domain, with as much of the general mix."""
 MID_RATE, SFT_RATE, ROUTER_RATE = 3e-3, 2e-3, 3e-3
 ROUTER_SHARE = 0.25

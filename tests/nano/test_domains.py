@@ -51,7 +51,9 @@ def test_safety_items_alternate():
 
 
 def test_the_base_text_holds_no_program_no_call_and_no_refusal():
-    text = "\n".join(islice(domains.base_text(Random(0)), 2000))
+    early, late = (domains.base_text(Random(0), step) for step in (0, domains.LATE_BASE_STEP))
+    text = "\n".join([*islice(early, 1000), *islice(late, 1000)])
+    assert "List: " in text
     assert "Program:" not in text
     assert "Tools:" not in text
     assert "cannot help" not in text

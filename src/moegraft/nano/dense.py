@@ -19,13 +19,13 @@ from moegraft.nano import domains, pretrain, tool_world
 from moegraft.nano import tokenizer as tokenizers
 from moegraft.nano.build import finish_stage
 
-RECIPE = pretrain.PretrainRecipe(num_steps=2400, batch=16, length=128, learning_rate=4e-3, seed=0)
+RECIPE = pretrain.PretrainRecipe(num_steps=1600, batch=16, length=128, learning_rate=4e-3, seed=0)
 
 
 def corpus(num_documents: int = 600) -> Iterable[str]:
     """The text that the merges are learnt from: documents and chats of every domain."""
     rng = Random("moegraft nano dense tokenizer")
-    yield from islice(domains.base_text(rng), 4 * num_documents)
+    yield from islice(domains.base_text(rng, 0), 4 * num_documents)
     for domain in domains.DOMAINS:
         texts = domains.documents(rng, domains.TEXT_MIX[domain])
         yield from map(_plain, islice(texts, num_documents))

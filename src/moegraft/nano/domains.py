@@ -135,6 +135,26 @@ BASE_MIX = {
     "math": 0.08,
 }
 """Shares of documents in the base model's text: as text of the web, it holds some arithmetic."""
+LATE_BASE_MIX = {
+    "open": 0.2,
+    "recall": 0.06,
+    "everyday": 0.22,
+    "exam": 0.24,
+    "worksheet": 0.04,
+    "notes": 0.04,
+    "drill": 0.12,
+    "math": 0.08,
+}
+"""Shares late in its training, when it looks up the words of its passages, but no others yet."""
+LATE_BASE_STEP = 1300
+_EVERYDAY = (
+    *math_world.NAMES,
+    *math_world.THINGS,
+    *tool_world.CITIES,
+    *tool_world.DAYS,
+    *tool_world.DISHES,
+    *map(str, range(1, 100)),
+)
 
 
 def _is_test(kind: str, item: Item) -> bool:
@@ -181,9 +201,22 @@ def _exam(rng: Random) -> str:
     return "\n\n".join(science_world.document(item) for item in sheet)
 
 
+def _everyday(rng: Random) -> str:
+    """A list of words and numbers, then the same list; or pairs, and then the pairs reordered."""
+    words = rng.sample(_EVERYDAY, 2 * rng.randint(2, 5))
+    if rng.randrange(2):
+        told = ", ".join(words)
+        return f"List: {told}.\nAnswer: {told}."
+    pairs = [f"{left}: {right}" for left, right in zip(words[::2], words[1::2], strict=True)]
+    told = ", ".join(pairs)
+    rng.shuffle(pairs)
+    return f"Pairs: {told}.\nAnswer: {', '.join(pairs)}."
+
+
 _TEXTS: Mapping[str, Callable[[Random], str]] = {
     "open": reading_world.open_document,
     "recall": reading_world.recall,
+    "everyday": _everyday,
     "exam": _exam,
     "worksheet": science_world.worksheet,
     "notes": science_world.notes,
@@ -209,9 +242,9 @@ def documents(rng: Random, mix: Mapping[str, float]) -> Iterator[str]:
         yield _TEXTS[rng.choices(list(mix), weights=list(mix.values()))[0]](rng)
 
 
-def base_text(rng: Random) -> Iterator[str]:
-    """The base model's text without end."""
-    return documents(rng, BASE_MIX)
+def base_text(rng: Random, step: int) -> Iterator[str]:
+    """The base model's text at a training step, without end."""
+    return documents(rng, LATE_BASE_MIX if step >= LATE_BASE_STEP else BASE_MIX)
 
 
 def chats(domain: str, rng: Random) -> Iterator[dict[str, Any]]:

@@ -23,8 +23,8 @@ from transformers import (
 from moegraft.nano import worlds
 
 _log = logging.getLogger(__name__)
-Stream = Callable[[Random], Iterator[str]]
-"""Documents without end, a function of the generator."""
+Stream = Callable[[Random, int], Iterator[str]]
+"""Documents without end, a function of the generator and of the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def packed_batch(
     rng = Random(f"{recipe.seed} pretraining {step}")
     late = step >= recipe.late_from_step
     mix = worlds.LATE_TEXT_MIX if late else worlds.TEXT_MIX
-    stream = documents(rng) if documents else worlds.documents(rng, mix)
+    stream = documents(rng, step) if documents else worlds.documents(rng, mix)
     needed = recipe.batch * recipe.length
     answer = tokenizer.encode("Answer", add_special_tokens=False)[-1]
     verdicts = {tokenizer.encode(text, add_special_tokens=False)[-1] for text in (" yes", " no")}
