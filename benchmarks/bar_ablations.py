@@ -11,6 +11,7 @@ Each name is resumable on its own; rows land in DIR/seedN/scores and print with
 - `domains`: anchor with two, then three of the four branches.
 - `upgrade`: the merged model before code, or mathematics, was mid-trained.
 - `domain-only`: each branch's supervised stage without the general mix.
+- `rl`: mathematics with a third stage, GRPO, its shared tensors open (the paper) or frozen.
 """
 
 import argparse
@@ -19,34 +20,42 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bar_claims import anchor, bar, base, branch_of
+from bar_scores import Lab, score, stage
 from bar_stages import (
     BRANCHES,
-    MID_OPEN,
     MID_STEPS,
-    SFT_STEPS,
-    Lab,
+    adapted,
     branch,
     merged,
-    mid,
+    mid_stage,
+    rl_stage,
     route,
-    score,
-    sft,
-    stage,
+    sft_stage,
 )
 
 Rows = Iterator[tuple[str, Path]]
 
 
 def tool_frozen(lab: Lab) -> Rows:
-    shares = {"tool": 0.5, "general": 0.5}
     for name, noise in (("tool-frozen", 0.0), ("tool-frozen-noise", 1.0)):
         start = branch(lab, anchor(lab), base(lab), "tool", token_noise=noise)
-        place = lab.at(name)
-        yield name, sft(lab, start, place, shares, steps=SFT_STEPS, trainable=MID_OPEN)
+        yield name, adapted(lab, start, lab.at(name), sft_stage(lab, "tool", opened="expert"))
+
+
+def rl(lab: Lab) -> Rows:
+    """The upgrade by one more stage: mathematics with rewards, shared tensors open or frozen."""
+    for name, opened in (("rl", "shared"), ("rl-frozen", "expert")):
+        start = branch_of(lab, "math")
+        better = adapted(lab, start, lab.at(f"branch-math-{name}"), rl_stage(lab, opened=opened))
+        yield f"branch-math-{name}", better
+        if opened == "shared":
+            parts = [better if other == "math" else branch_of(lab, other) for other in BRANCHES]
+            whole = merged(lab, anchor(lab), parts, lab.at(f"bar-{name}-merged"), "bar")
+            yield f"bar-{name}", route(lab, whole, lab.at(f"bar-{name}"))
 
 
 def router_data(lab: Lab) -> Rows:
-    for percent in (1, 5, 10, 50, 100):
+    for percent in (1, 20, 100):
         name = f"router-{percent}%"
         yield name, route(lab, bar(lab), lab.at(f"router-{percent}"), share=percent / 100)
 
@@ -71,8 +80,7 @@ def upgrade(lab: Lab) -> Rows:
     """The deployed models of yesterday: one domain without its mid-training."""
     for domain in MID_STEPS:
         start = branch(lab, anchor(lab), base(lab), domain)
-        shares = {domain: 0.5, "general": 0.5}
-        old = sft(lab, start, lab.at(f"branch-{domain}-old"), shares, steps=SFT_STEPS)
+        old = adapted(lab, start, lab.at(f"branch-{domain}-old"), sft_stage(lab, domain))
         parts = [old if other == domain else branch_of(lab, other) for other in BRANCHES]
         whole = merged(lab, anchor(lab), parts, lab.at(f"old-{domain}-merged"), "bar")
         yield f"branch-{domain}-old", old
@@ -82,11 +90,9 @@ def upgrade(lab: Lab) -> Rows:
 def domain_only(lab: Lab) -> Rows:
     for domain in BRANCHES:
         start = branch(lab, anchor(lab), base(lab), domain)
-        if domain in MID_STEPS:
-            place = lab.at(f"branch-{domain}-mid")
-            start = mid(lab, start, place, [domain], MID_STEPS[domain])
-        name = f"only-{domain}"
-        yield name, sft(lab, start, lab.at(name), {domain: 1.0}, steps=SFT_STEPS // 2)
+        first = [mid_stage(lab, domain)] if domain in MID_STEPS else []
+        last = sft_stage(lab, domain, with_general=False)
+        yield f"only-{domain}", adapted(lab, start, lab.at(f"only-{domain}"), *first, last)
 
 
 def _with_top_k(lab: Lab, model: Path, top_k: int) -> Path:
@@ -111,6 +117,7 @@ ABLATIONS: dict[str, Callable[[Lab], Rows]] = {
     "domains": domains,
     "upgrade": upgrade,
     "domain-only": domain_only,
+    "rl": rl,
 }
 
 

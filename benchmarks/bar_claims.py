@@ -17,6 +17,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from bar_scores import Lab, score, stage
 from bar_stages import (
     ANCHOR_STEPS,
     BASE_STEPS,
@@ -24,14 +25,14 @@ from bar_stages import (
     MID_STEPS,
     NEW_TOKENS,
     SFT_STEPS,
-    Lab,
+    adapted,
     branch,
+    dense_mid,
+    dense_sft,
     merged,
-    mid,
+    mid_stage,
     route,
-    score,
-    sft,
-    stage,
+    sft_stage,
 )
 from moegraft.nano import dense, domains
 
@@ -48,27 +49,26 @@ def base(lab: Lab) -> Path:
 def anchor(lab: Lab) -> Path:
     """A: P after supervised finetuning on the general domain, shared by all seeds."""
     shared = Lab(lab.work, 0)
-    return sft(shared, base(lab), lab.work / "anchor", {"general": 1.0}, steps=ANCHOR_STEPS)
+    return dense_sft(shared, base(lab), lab.work / "anchor", {"general": 1.0}, steps=ANCHOR_STEPS)
 
 
 def branch_of(lab: Lab, domain: str) -> Path:
     """A branch after its stages: mid-training where the domain has one, then supervised."""
     start = branch(lab, anchor(lab), base(lab), domain)
-    if domain in MID_STEPS:
-        start = mid(lab, start, lab.at(f"branch-{domain}-mid"), [domain], MID_STEPS[domain])
-    return sft(
-        lab, start, lab.at(f"branch-{domain}"), {domain: 0.5, "general": 0.5}, steps=SFT_STEPS
-    )
+    first = [mid_stage(lab, domain)] if domain in MID_STEPS else []
+    return adapted(lab, start, lab.at(f"branch-{domain}"), *first, sft_stage(lab, domain))
 
 
 def expert_of(lab: Lab, domain: str) -> Path:
     """A dense model with the same stages as the branch, from P: what BTX and averaging merge."""
     start = base(lab)
     if domain in MID_STEPS:
-        start = mid(lab, start, lab.at(f"dense-{domain}-mid"), [domain], MID_STEPS[domain])
+        start = dense_mid(lab, start, lab.at(f"dense-{domain}-mid"), [domain], MID_STEPS[domain])
     shares = {domain: 0.5, "general": 0.5}
     tokens = NEW_TOKENS if domain == "tool" else ()
-    return sft(lab, start, lab.at(f"dense-{domain}"), shares, steps=SFT_STEPS, new_tokens=tokens)
+    return dense_sft(
+        lab, start, lab.at(f"dense-{domain}"), shares, steps=SFT_STEPS, new_tokens=tokens
+    )
 
 
 def retrained(lab: Lab, *, with_mid: bool) -> Path:
@@ -76,11 +76,11 @@ def retrained(lab: Lab, *, with_mid: bool) -> Path:
     start = base(lab)
     if with_mid:
         steps = sum(MID_STEPS.values())
-        start = mid(lab, start, lab.at("retrain-mid-mid"), [*MID_STEPS], steps)
+        start = dense_mid(lab, start, lab.at("retrain-mid-mid"), [*MID_STEPS], steps)
     shares = dict.fromkeys(domains.DOMAINS, 1.0)
     steps = round(SFT_STEPS / 2 * len(shares))
     name = "retrain-mid" if with_mid else "retrain"
-    return sft(lab, start, lab.at(name), shares, steps=steps, new_tokens=NEW_TOKENS)
+    return dense_sft(lab, start, lab.at(name), shares, steps=steps, new_tokens=NEW_TOKENS)
 
 
 def sequential(lab: Lab) -> Path:
@@ -89,11 +89,11 @@ def sequential(lab: Lab) -> Path:
     for domain in BRANCHES:
         if domain in MID_STEPS:
             place = lab.at(f"sequential-{domain}-mid")
-            start = mid(lab, start, place, [domain], MID_STEPS[domain])
+            start = dense_mid(lab, start, place, [domain], MID_STEPS[domain])
         shares = {domain: 0.5, "general": 0.5}
         tokens = NEW_TOKENS if domain == "tool" else ()
         place = lab.at(f"sequential-{domain}")
-        start = sft(lab, start, place, shares, steps=SFT_STEPS, new_tokens=tokens)
+        start = dense_sft(lab, start, place, shares, steps=SFT_STEPS, new_tokens=tokens)
     return start
 
 

@@ -1,16 +1,15 @@
 """The stages of BAR's experiment: how long each is, what it trains, how a model is scored."""
 
-import json
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from moegraft.bar.adapt import adapt
+from moegraft.bar.stages import AdaptRecipe, StageRecipe
 
+from bar_scores import ANSWER_TOKENS, Lab, load, stage
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.bar.merge import MergeRecipe, plan_merge, write_merge
 from moegraft.nano import domains, tool_world
@@ -30,60 +29,26 @@ MID_STEPS = {"math": 500, "code": 300}
 SFT_STEPS = 500
 """Of one domain, with as much of the general mix."""
 MID_RATE, SFT_RATE, ROUTER_RATE = 3e-3, 2e-3, 3e-3
-ROUTER_SHARE = 0.25
-"""Of the chats of every domain; the paper's 5 % would be 3 steps here."""
-ROUTER_EPOCHS = 2
+ROUTER_SHARE, ROUTER_EPOCHS = 0.05, 2
+"""Of the chats of every domain, and passes over them, as in the paper."""
+RL_STEPS, RL_BATCH, RL_RATE = 60, 64, 3e-4
+"""Reinforcement learning on mathematics: an ablation, not part of the main table."""
 BRANCHES = ("math", "code", "tool", "safety")
 NEW_TOKENS = tool_world.SPECIAL_TOKENS
-NUM_ITEMS = 200
-ANSWER_TOKENS = {"reading": 16, "science": 14, "math": 44, "code": 20, "tool": 44, "safety": 16}
-"""Kinds of question that are scored, and how long an answer may get."""
-
-_EXPERT = {"*.mlp.experts.*": (1,), "*.mlp.gate.weight": (1,)}
-MID_OPEN = Trainable(rows=_EXPERT)
-"""The domain expert and its router row."""
-SFT_OPEN = Trainable(whole=("model.embed_tokens.weight", "lm_head.weight"), rows=_EXPERT)
-"""Embeddings and head too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lab:
-    """Where the experiment lives, and which of its seeds this is."""
-
-    work: Path
-    seed: int
-
-    def at(self, name: str) -> Path:
-        """The folder of a stage of this seed."""
-        return self.work / f"seed{self.seed}" / name
-
-
-def stage(folder: Path, make: Callable[[Path], None], *, keep: bool = False) -> Path:
-    """Fill `folder` unless it is finished; what an interruption left is removed, or kept."""
-    if not (folder / "DONE").exists():
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        begin = time.process_time()
-        make(folder)
-        folder.mkdir(exist_ok=True)
-        seconds = time.process_time() - begin
-        (folder / "DONE").write_text(f"{seconds:.0f}\n")
-        print(f"{folder}: {seconds:.0f} s of one core", flush=True)
-    return folder
+_BLOCKS: dict[str, Any] = {"length": LENGTH, "batch": BATCH, "scheduler": "linear"}
 
 
 def worlds(lab: Lab) -> Path:
     """The data of this seed."""
 
     def make(folder: Path) -> None:
-        domains.write(folder, num_texts=4000, num_chats=2000, seed=lab.seed)
+        domains.write(folder, num_texts=6000, num_chats=4000, seed=lab.seed)
 
     return stage(lab.at("worlds"), make)
 
 
-def mid(lab: Lab, start: Path, out: Path, names: Sequence[str], steps: int) -> Path:
-    """Mid-train on the text of some domains."""
+def dense_mid(lab: Lab, start: Path, out: Path, names: Sequence[str], steps: int) -> Path:
+    """Mid-train a dense model on the text of some domains."""
 
     def data(tokenizer: Any) -> dict[str, Blocks]:
         return {
@@ -91,10 +56,10 @@ def mid(lab: Lab, start: Path, out: Path, names: Sequence[str], steps: int) -> P
             for name in names
         }
 
-    return _train(lab, start, out, data, _Way(steps, MID_RATE, MID_OPEN))
+    return _train(lab, start, out, data, _Way(steps, MID_RATE))
 
 
-def sft(
+def dense_sft(
     lab: Lab,
     start: Path,
     out: Path,
@@ -102,9 +67,8 @@ def sft(
     *,
     steps: int,
     new_tokens: Sequence[str] = (),
-    trainable: Trainable = SFT_OPEN,
 ) -> Path:
-    """Train on chats, in these shares of the tokens; a dense model first gets `new_tokens`."""
+    """Train a dense model on chats, in these shares of the tokens; it first gets `new_tokens`."""
 
     def data(tokenizer: Any) -> dict[str, Blocks]:
         return {
@@ -112,8 +76,7 @@ def sft(
             for name in shares
         }
 
-    way = _Way(steps, SFT_RATE, trainable, shares, tuple(new_tokens))
-    return _train(lab, start, out, data, way)
+    return _train(lab, start, out, data, _Way(steps, SFT_RATE, shares, tuple(new_tokens)))
 
 
 def branch(
@@ -139,6 +102,51 @@ def branch(
 
     noisy = "-noisy" if token_noise else ""
     return stage(lab.at(f"branch-{domain}-start{noisy}"), make)
+
+
+def mid_stage(lab: Lab, domain: str) -> StageRecipe:
+    """Mid-training of a branch on its domain's text."""
+    text = str(worlds(lab) / domain / "text.jsonl")
+    return StageRecipe("mid", (text,), steps=MID_STEPS[domain], learning_rate=MID_RATE, **_BLOCKS)
+
+
+def sft_stage(
+    lab: Lab, domain: str, *, with_general: bool = True, opened: Any = None
+) -> StageRecipe:
+    """Supervised finetuning of a branch, half of it on the general mix."""
+    chats, general = (str(worlds(lab) / name / "chat.jsonl") for name in (domain, "general"))
+    return StageRecipe(
+        "sft",
+        (chats,),
+        general=(general,) if with_general else (),
+        general_share=0.5 if with_general else None,
+        open=opened,
+        steps=SFT_STEPS if with_general else SFT_STEPS // 2,
+        learning_rate=SFT_RATE,
+        **_BLOCKS,
+    )
+
+
+def rl_stage(lab: Lab, *, opened: Any = None) -> StageRecipe:
+    """Reinforcement learning on word problems."""
+    return StageRecipe(
+        "rl",
+        (str(worlds(lab) / "math" / "tasks.jsonl"),),
+        open=opened,
+        steps=RL_STEPS,
+        batch=RL_BATCH,
+        learning_rate=RL_RATE,
+        length=ANSWER_TOKENS["math"],
+    )
+
+
+def adapted(lab: Lab, start: Path, out: Path, *stages: StageRecipe) -> Path:
+    """A branch after `stages`."""
+
+    def make(folder: Path) -> None:
+        adapt(AdaptRecipe(str(start), stages, seed=lab.seed, device="cpu"), folder)
+
+    return stage(out, make, keep=True) / "branch"
 
 
 def merged(lab: Lab, anchor: Path, parts: Sequence[Path], out: Path, method: Any) -> Path:
@@ -183,106 +191,31 @@ def route(
     return stage(out, make)
 
 
-def load(folder: Path) -> tuple[Any, Any]:
-    """Model in float32 and tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if hasattr(model.config, "num_experts"):
-        model.set_experts_implementation("eager")
-    return model, AutoTokenizer.from_pretrained(folder)
-
-
-@torch.no_grad()
-def answers(model: Any, tokenizer: Any, kind: str, items: Sequence[Any]) -> list[str]:
-    """Greedy answers, token marks included, the end of text not."""
-    ask = domains.KINDS[kind].prompt
-    chats = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": ask(item)}], add_generation_prompt=True, tokenize=False
-        )
-        for item in items
-    ]
-    order = sorted(range(len(chats)), key=lambda i: len(chats[i]))
-    found = [""] * len(chats)
-    for first in range(0, len(order), 50):
-        rows = order[first : first + 50]
-        batch = tokenizer(
-            [chats[i] for i in rows],
-            add_special_tokens=False,
-            return_tensors="pt",
-            return_token_type_ids=False,
-            padding=True,
-        )
-        made = model.generate(
-            **batch,
-            max_new_tokens=ANSWER_TOKENS[kind],
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        texts = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :])
-        for i, text in zip(rows, texts, strict=True):
-            found[i] = text.split(tokenizer.eos_token)[0]
-    return found
-
-
-def score(lab: Lab, row: str, folder: Path) -> dict[str, list[int]]:
-    """Right and wrong by kind of question and item, kept in scores/ROW.json."""
-    path = lab.at("scores") / f"{row}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    model, tokenizer = load(folder)
-    model.eval()
-    begin = time.process_time()
-    found = {}
-    for kind in ANSWER_TOKENS:
-        items = domains.test_items(kind, NUM_ITEMS)
-        texts = answers(model, tokenizer, kind, items)
-        check = domains.KINDS[kind].check
-        found[kind] = [int(check(item, text)) for item, text in zip(items, texts, strict=True)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found) + "\n")
-    said = ", ".join(f"{kind} {100 * sum(s) / len(s):.0f}" for kind, s in found.items())
-    print(f"seed {lab.seed} {row}: {said} ({time.process_time() - begin:.0f} s)", flush=True)
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How one stage trains."""
+    """How one stage of a dense model trains."""
 
     steps: int
     rate: float
-    trainable: Trainable
-    """In a branch; a dense model trains as a whole."""
     shares: Mapping[str, float] | None = None
     """Of the sources; None = by size."""
     new_tokens: tuple[str, ...] = ()
-    """That a dense model gets first, if it lacks them."""
+    """That the model gets first, if it lacks them."""
 
 
 def _train(
     lab: Lab, start: Path, out: Path, data: Callable[[Any], dict[str, Blocks]], way: _Way
 ) -> Path:
-    """Train a dense model as a whole, or what is open in a branch."""
+    """Train a dense model as a whole."""
 
     def make(folder: Path) -> None:
         model, tokenizer = load(start)
         missing = [token for token in way.new_tokens if token not in tokenizer.get_vocab()]
         if missing:
             _add_tokens(model, tokenizer, missing)
-        is_branch = model.config.model_type == "flex_olmo"
-        frozen = freeze(model, way.trainable) if is_branch else None
         place = folder.with_name(f"{folder.name}.train")
-        train_lm(
-            model,
-            data(tokenizer),
-            _options(lab, way.steps, way.rate),
-            work=place,
-            weights=way.shares,
-            prepare=frozen.prepare if frozen else None,
-        )
-        if frozen:
-            frozen.check()
+        options = _options(lab, way.steps, way.rate)
+        train_lm(model, data(tokenizer), options, work=place, weights=way.shares)
         _save(model, tokenizer, start, folder, place)
 
     return stage(out, make)
