@@ -122,7 +122,7 @@ ABLATIONS: dict[str, Callable[[Lab], Rows]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="as of bar_claims.py")
     parser.add_argument("--seed", type=int, default=0, help="of data and order")
     parser.add_argument("--only", nargs="+", choices=[*ABLATIONS], default=[*ABLATIONS])

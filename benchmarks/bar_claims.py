@@ -20,7 +20,6 @@ from pathlib import Path
 from bar_scores import Lab, score, stage
 from bar_stages import (
     ANCHOR_STEPS,
-    BASE_STEPS,
     BRANCHES,
     MID_STEPS,
     NEW_TOKENS,
@@ -41,7 +40,7 @@ def base(lab: Lab) -> Path:
     """P: pretrained, shared by all seeds."""
 
     def make(folder: Path) -> None:
-        dense.main(["--out", str(folder / "model"), "--steps", str(BASE_STEPS)])
+        dense.build(folder / "model")
 
     return stage(lab.work / "base", make, keep=True) / "model"
 
@@ -123,7 +122,7 @@ ROWS: dict[str, Callable[[Lab], Path]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="stages and scores, to resume")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of data and order")
     parser.add_argument("--only", nargs="+", choices=[*ROWS], default=[*ROWS], help="these rows")

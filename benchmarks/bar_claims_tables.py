@@ -91,7 +91,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="what bar_claims.py wrote")
     parser.add_argument("--against", default="bar", help="the row that others are compared with")
     arguments = parser.parse_args()

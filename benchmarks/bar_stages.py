@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moegraft.bar.adapt import adapt
-from moegraft.bar.stages import AdaptRecipe, StageRecipe
-
 from bar_scores import ANSWER_TOKENS, Lab, load, stage
+from moegraft.bar.adapt import adapt
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.bar.merge import MergeRecipe, plan_merge, write_merge
+from moegraft.bar.stages import AdaptRecipe, StageRecipe
 from moegraft.nano import domains, tool_world
 from moegraft.train import TrainOptions
 from moegraft.train.chats import pack_chats, read_chats
@@ -22,7 +21,6 @@ from moegraft.train.text import Blocks, pack, read_documents
 
 LENGTH, BATCH = 128, 4
 """Tokens of a block, blocks a step."""
-BASE_STEPS = 1600
 ANCHOR_STEPS = 400
 MID_STEPS = {"math": 500, "code": 300}
 """Domains that are mid-trained before the supervised stage, as in the paper."""

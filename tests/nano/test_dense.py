@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moegraft.nano import dense, pretrain, tool_world
 
 RECIPE = pretrain.PretrainRecipe(num_steps=3, batch=2, length=48, save_every=2)
+ANNEAL = pretrain.PretrainRecipe(num_steps=2, batch=2, length=48, save_every=1, seed=1)
 SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
 
 
@@ -29,21 +30,22 @@ def test_the_tokenizer_has_no_token_for_a_call_yet(tokenizer):
     assert all(tool_world.CALL not in text for text in dense.corpus(40))
 
 
-def test_a_tiny_build_resumes_to_the_same_weights(tmp_path, quick, monkeypatch):
-    dense.build(tmp_path / "whole", RECIPE, **SIZES)
+@pytest.mark.parametrize(("about", "stop"), [(RECIPE, 2), (ANNEAL, 1)])
+def test_a_tiny_build_resumes_to_the_same_weights(tmp_path, quick, monkeypatch, about, stop):
+    dense.build(tmp_path / "whole", RECIPE, ANNEAL, **SIZES)
     whole_batch = pretrain.packed_batch
 
     def killed(tokenizer, recipe, step, documents):
-        if step == 2:
+        if step == stop and recipe is about:
             raise KeyboardInterrupt
         return whole_batch(tokenizer, recipe, step, documents)
 
     with monkeypatch.context() as patch:
         patch.setattr(pretrain, "packed_batch", killed)
         with pytest.raises(KeyboardInterrupt):
-            dense.build(tmp_path / "base", RECIPE, **SIZES)
+            dense.build(tmp_path / "base", RECIPE, ANNEAL, **SIZES)
     assert not (tmp_path / "base").exists()
-    dense.build(tmp_path / "base", RECIPE, **SIZES)
+    dense.build(tmp_path / "base", RECIPE, ANNEAL, **SIZES)
     assert not (tmp_path / "base-state.pt").exists()
     once, resumed = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "base"))
     assert all(torch.equal(resumed[name], once[name]) for name in once)
@@ -53,6 +55,7 @@ def test_a_tiny_build_resumes_to_the_same_weights(tmp_path, quick, monkeypatch):
 
 
 def test_a_finished_base_is_left_alone(tmp_path, quick):
-    (tmp_path / "base").mkdir()
+    for name in ("base", "base-first"):
+        (tmp_path / name).mkdir()
     dense.main(["--out", str(tmp_path / "base")])
-    assert not list((tmp_path / "base").iterdir())
+    assert not [*tmp_path.rglob("*.safetensors")]

@@ -6,7 +6,6 @@
 import argparse
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -20,6 +19,8 @@ from moegraft.nano import tokenizer as tokenizers
 from moegraft.nano.build import finish_stage
 
 RECIPE = pretrain.PretrainRecipe(num_steps=1600, batch=16, length=128, learning_rate=4e-3, seed=0)
+ANNEAL = pretrain.PretrainRecipe(num_steps=900, batch=8, length=128, learning_rate=3e-3, seed=1)
+"""A second stage, in smaller steps and with more text that has to be copied word by word."""
 
 
 def corpus(num_documents: int = 600) -> Iterable[str]:
@@ -73,13 +74,31 @@ def new_model(
     return model
 
 
-def build(out: Path, recipe: pretrain.PretrainRecipe = RECIPE, **sizes: Any) -> None:
-    """Pretrain the base model and write it to `out`, resuming from a state file beside it."""
+def build(
+    out: Path,
+    recipe: pretrain.PretrainRecipe = RECIPE,
+    anneal: pretrain.PretrainRecipe = ANNEAL,
+    **sizes: Any,
+) -> None:
+    """Pretrain the base model in two stages and write it to `out`; goes on where it was stopped.
+
+    The first stage's model stays beside it, as `out` with `-first` behind.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer = tokenizers.train(corpus())
-    model = new_model(tokenizer, recipe.seed, qk_gain=recipe.qk_gain, **sizes)
+    first = out.with_name(f"{out.name}-first")
+    if not first.is_dir():
+        tokenizer = tokenizers.train(corpus())
+        model = new_model(tokenizer, recipe.seed, qk_gain=recipe.qk_gain, **sizes)
+        _train(model, tokenizer, first, recipe, domains.base_text)
+    if not out.is_dir():
+        model = Olmo2ForCausalLM.from_pretrained(first, dtype=torch.float32)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(first)
+        _train(model, tokenizer, out, anneal, domains.anneal_text)
+
+
+def _train(model: Any, tokenizer: Any, out: Path, recipe: Any, text: pretrain.Stream) -> None:
     state = out.with_name(f"{out.name}-state.pt")
-    seconds = pretrain.pretrain(model, tokenizer, recipe, state, domains.base_text)
+    seconds = pretrain.pretrain(model, tokenizer, recipe, state, text)
     finish_stage(out, model, tokenizer, seconds)
     state.unlink(missing_ok=True)
 
@@ -88,11 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line: `python -m moegraft.nano.dense`."""
     parser = argparse.ArgumentParser(prog="python -m moegraft.nano.dense", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the finished checkpoint")
-    parser.add_argument("--steps", type=int, default=RECIPE.num_steps, help="training steps")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if not arguments.out.is_dir():
-        build(arguments.out, replace(RECIPE, num_steps=arguments.steps))
+    build(arguments.out)
 
 
 if __name__ == "__main__":

@@ -147,6 +147,15 @@ LATE_BASE_MIX = {
 }
 """Shares late in its training, when it looks up the words of its passages, but no others yet."""
 LATE_BASE_STEP = 1300
+ANNEAL_MIX = {
+    "open": 0.12,
+    "everyday": 0.34,
+    "exam": 0.22,
+    "notes": 0.04,
+    "drill": 0.1,
+    "math": 0.18,
+}
+"""Shares in its second stage."""
 _EVERYDAY = (
     *math_world.NAMES,
     *math_world.THINGS,
@@ -245,6 +254,11 @@ def documents(rng: Random, mix: Mapping[str, float]) -> Iterator[str]:
 def base_text(rng: Random, step: int) -> Iterator[str]:
     """The base model's text at a training step, without end."""
     return documents(rng, LATE_BASE_MIX if step >= LATE_BASE_STEP else BASE_MIX)
+
+
+def anneal_text(rng: Random, _step: int) -> Iterator[str]:
+    """The base model's text in its second stage, without end."""
+    return documents(rng, ANNEAL_MIX)
 
 
 def chats(domain: str, rng: Random) -> Iterator[dict[str, Any]]:
