@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moegraft.bar.route import RouteRecipe, train_routers
+from moegraft.bar.tune import Tuning
+
 from bar_scores import ANSWER_TOKENS, Lab, load, stage
 from moegraft.bar.adapt import adapt
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
@@ -14,9 +17,7 @@ from moegraft.bar.stages import AdaptRecipe, StageRecipe
 from moegraft.nano import domains, tool_world
 from moegraft.train import TrainOptions
 from moegraft.train.chats import pack_chats, read_chats
-from moegraft.train.freeze import Trainable, freeze
 from moegraft.train.lm import train_lm
-from moegraft.train.router_loss import RouterLoss
 from moegraft.train.text import Blocks, pack, read_documents
 
 LENGTH, BATCH = 128, 4
@@ -170,23 +171,20 @@ def route(
     """Train the routers alone on `share` of every domain's chats, the same share of each."""
 
     def make(folder: Path) -> None:
-        model, tokenizer = load(start)
-        if top_k is not None:
-            _set_top_k(model, top_k)
-        blocks = {}
-        for name in names:
-            chats = [*read_chats(worlds(lab) / name / "chat.jsonl")]
-            chats = chats[: max(1, round(share * len(chats)))]
-            blocks[name] = pack_chats(chats, tokenizer, LENGTH)
-        steps = max(1, ROUTER_EPOCHS * sum(map(len, blocks.values())) // BATCH)
-        frozen = freeze(model, Trainable(whole=("*.mlp.gate.weight",)))
-        options = _options(lab, steps, ROUTER_RATE)
-        place = folder.with_name(f"{folder.name}.train")
-        train_lm(model, blocks, options, work=place, router=RouterLoss(z=1e-3))
-        frozen.check()
-        _save(model, tokenizer, start, folder, place)
+        recipe = RouteRecipe(
+            model=str(start),
+            data={name: str(worlds(lab) / name / "chat.jsonl") for name in names},
+            share=share,
+            top_k=() if top_k is None else (top_k,),
+            length=LENGTH,
+            tuning=Tuning(
+                epochs=ROUTER_EPOCHS, learning_rate=ROUTER_RATE, batch=BATCH, seed=lab.seed
+            ),
+        )
+        train_routers(recipe, folder)
 
-    return stage(out, make)
+    stage(out, make)
+    return out if top_k is None else out / f"k-{top_k}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +212,7 @@ def _train(
         place = folder.with_name(f"{folder.name}.train")
         options = _options(lab, way.steps, way.rate)
         train_lm(model, data(tokenizer), options, work=place, weights=way.shares)
-        _save(model, tokenizer, start, folder, place)
+        _save(model, tokenizer, folder, place)
 
     return stage(out, make)
 
@@ -242,18 +240,7 @@ def _add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
         getattr(model, name)().weight.data[-len(tokens) :] = mean
 
 
-def _set_top_k(model: Any, top_k: int) -> None:
-    model.config.num_experts_per_tok = top_k
-    for module in model.modules():
-        if hasattr(module, "top_k"):
-            module.top_k = top_k
-
-
-def _save(model: Any, tokenizer: Any, start: Path, out: Path, place: Path) -> None:
-    """Write the model; a branch takes its manifest along."""
+def _save(model: Any, tokenizer: Any, out: Path, place: Path) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    for name in ("branch.json", "merge.json"):
-        if (start / name).exists():
-            shutil.copyfile(start / name, out / name)
     shutil.rmtree(place, ignore_errors=True)
