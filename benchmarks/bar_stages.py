@@ -22,10 +22,10 @@ from moegraft.train.text import Blocks, pack, read_documents
 
 LENGTH, BATCH = 128, 4
 """Tokens of a block, blocks a step."""
-ANCHOR_STEPS = 400
-MID_STEPS = {"math": 500, "code": 300}
+ANCHOR_STEPS = 300
+MID_STEPS = {"math": 400, "code": 150}
 """Domains that are mid-trained before the supervised stage, as in the paper."""
-SFT_STEPS = 500
+SFT_STEPS = 300
 """Of one domain, with as much of the general mix."""
 MID_RATE, SFT_RATE, ROUTER_RATE = 3e-3, 2e-3, 3e-3
 ROUTER_SHARE, ROUTER_EPOCHS = 0.05, 2
@@ -41,7 +41,7 @@ def worlds(lab: Lab) -> Path:
     """The data of this seed."""
 
     def make(folder: Path) -> None:
-        domains.write(folder, num_texts=6000, num_chats=4000, seed=lab.seed)
+        domains.write(folder, num_texts=4000, num_chats=3000, seed=lab.seed)
 
     return stage(lab.at("worlds"), make)
 
@@ -175,6 +175,7 @@ def route(
             model=str(start),
             data={name: str(worlds(lab) / name / "chat.jsonl") for name in names},
             share=share,
+            held_out=0.005,
             top_k=() if top_k is None else (top_k,),
             length=LENGTH,
             tuning=Tuning(
