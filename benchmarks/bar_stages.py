@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moegraft.bar.route import RouteRecipe, train_routers
-from moegraft.bar.tune import Tuning
-
 from bar_scores import ANSWER_TOKENS, Lab, load, stage
 from moegraft.bar.adapt import adapt
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.bar.merge import MergeRecipe, plan_merge, write_merge
+from moegraft.bar.route import RouteRecipe, train_routers
 from moegraft.bar.stages import AdaptRecipe, StageRecipe
+from moegraft.bar.tune import Tuning
 from moegraft.nano import domains, tool_world
 from moegraft.train import TrainOptions
 from moegraft.train.chats import pack_chats, read_chats
