@@ -45,6 +45,7 @@ def test_appended_experts_change_no_bit_of_any_logit(host, count, tmp_path):
     assert distance(plan.anchor, written)["identical"]
     assert all(row.num_displaced == row.num_loud == 0 for row in plan.rows.values())
     assert manifest.num_appended == count
+    assert plan.starts_equal
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "branch", output_loading_info=True)
     assert not any(info.values()), info
     old = stored_tensors(host)
@@ -127,6 +128,7 @@ def test_a_start_that_cannot_be_silent_is_told_and_measured(tmp_path):
     build_tiny("olmoe").save_pretrained(tmp_path / "host")
     plan, manifest = append(tmp_path, tmp_path / "host")
     assert "no start without any change was found in" in plan.warnings[0]
+    assert not plan.starts_equal
     assert sum(layer["loud"] for layer in manifest.start["layers"]) > 0
     found = distance(plan.anchor, open_checkpoint(tmp_path / "branch"))
     assert not found["identical"]

@@ -52,7 +52,10 @@ class AppendPlan:
     """How each layer's new router rows start."""
     warnings: tuple[str, ...]
 
-    starts_equal = True
+    @property
+    def starts_equal(self) -> bool:
+        """Whether no token of the probe text sees the new experts."""
+        return not any(row.num_displaced or row.num_loud for row in self.rows.values())
 
     @property
     def family(self) -> Family:
