@@ -3,10 +3,12 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from moegraft.checkpoint import open_checkpoint
 from moegraft.config import load_recipe
 from moegraft.errors import IncompatibleError, OutputError, RecipeError, RunError
+from moegraft.train.lm import validation_loss
 from moegraft.xpert.arms import ARMS, select_for
 from moegraft.xpert.compare import compare_starts, trainings
 from moegraft.xpert.compare_recipe import CompareRecipe, Training
@@ -37,6 +39,7 @@ def recipe(chat_pair, tmp_path_factory):
         top=2,
         training=Training(num_steps=4, batch=2, block=16, warmup_steps=1, eval_every=2),
         validation_blocks=4,
+        keep_models=True,
         device="cpu",
     )
 
@@ -59,6 +62,13 @@ def test_every_arm_is_trained_once_for_every_protocol_and_seed(recipe, run):
         assert {name: len(blocks) for name, blocks in result["blocks"].items()} == {
             name: count // 16 for name, count in summary["validation_tokens"].items()
         }
+        ending = AutoModelForCausalLM.from_pretrained(
+            out / "models" / protocol / arm / f"seed-{seed}"
+        )
+        blocks = Prepared(recipe, out).corpus.validation["sums"] if seed else None
+        if blocks is not None:
+            last = result["curve"][-1]["validation"]["sums"]
+            assert validation_loss(ending, blocks) == pytest.approx(last, abs=1e-5)
     assert load_recipe(out / "recipe.yaml", CompareRecipe) == recipe
     assert (out / "DONE").exists()
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
@@ -71,6 +81,7 @@ def test_finished_trainings_are_kept_and_missing_ones_are_made_again_the_same(
     shutil.rmtree(out / "trainings")
     lost = out / "results" / "trunk" / "xpert" / "seed-1.json"
     lost.unlink()
+    shutil.rmtree(out / "models" / "trunk" / "xpert" / "seed-1")
     steps = []
     again = compare_starts(recipe, out, on_step=steps.append)
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(run[1]))

@@ -53,6 +53,9 @@ def compare(
     learning_rate: Annotated[float | None, typer.Option(help="At its highest.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between validations.")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    keep: Annotated[
+        bool | None, typer.Option("--keep-models", help="Save the trained models, to finetune.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, or cpu to stay there.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Data for machines on stdout.")] = False,
 ) -> None:
@@ -75,6 +78,7 @@ def compare(
         "top": top,
         "score": score,
         "ranks": ranks,
+        "keep_models": keep,
         "device": device,
     }
     training = dict(

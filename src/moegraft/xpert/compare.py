@@ -27,7 +27,7 @@ from moegraft.xpert.compare_recipe import CompareRecipe
 from moegraft.xpert.outcome import summarise
 from moegraft.xpert.prepare import Prepared
 
-RECIPE, SUMMARY, DONE = "recipe.yaml", "summary.json", "DONE"
+RECIPE, MODELS, SUMMARY, DONE = "recipe.yaml", "models", "summary.json", "DONE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +131,8 @@ def _train(ready: Prepared, what: tuple[str, str, int], on_step: Callable[[int],
         on_step=lambda now, total: on_step(now),
     )
     if PartialState().is_main_process:
+        if recipe.keep_models:
+            ready.keep(model, out / MODELS / place / f"seed-{seed}")
         rows = [json.loads(line) for line in (work / METRICS).read_text().splitlines()]
         curve = [
             {k: r[k] for k in ("step", "tokens", "validation")} for r in rows if "validation" in r

@@ -105,6 +105,8 @@ class CompareRecipe:
     """Items of a task that are read."""
     task_data: str | None = None
     include: tuple[str, ...] = ()
+    keep_models: bool = False
+    """Save what each training ends with, to finetune and score it on tasks."""
     device: str = "auto"
     """`auto`, or `cpu` to stay there."""
 

@@ -1,16 +1,19 @@
 """What the arms of a comparison share: texts, chosen experts, knowledge; and their models."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from moegraft.checkpoint import Checkpoint, open_checkpoint
 from moegraft.checkpoint.folder import read_json
+from moegraft.checkpoint.writer import staged_output
 from moegraft.errors import CheckpointError, RecipeError
 from moegraft.evals.texts import Text
 from moegraft.runtime import Host
@@ -28,6 +31,7 @@ from moegraft.xpert.ranks import parse_ranks
 from moegraft.xpert.scores import check_score
 from moegraft.xpert.start import Adaptation, Start
 from moegraft.xpert.target import Target, make_target, read_target
+from moegraft.xpert.vocabulary import save_tokenizer
 
 SELECTION = "selection.json"
 
@@ -86,7 +90,14 @@ class Prepared:
         start = self._start(self._knowledge(arm, seed), name, protocol, seed)
         with TemporaryDirectory() as folder:
             initialise_target(start, Path(folder) / "start")
-            return AutoModelForCausalLM.from_pretrained(Path(folder) / "start")
+            with _no_progress_bar():
+                return AutoModelForCausalLM.from_pretrained(Path(folder) / "start")
+
+    def keep(self, model: PreTrainedModel, folder: Path) -> None:
+        """Save a trained model with the donor's tokenizer, whole or not at all."""
+        with staged_output(folder) as aside:
+            model.save_pretrained(aside)
+            save_tokenizer(aside, self.target, self.donor, None)
 
     def about(self) -> dict[str, Any]:
         """What the report tells about the comparison."""
@@ -137,6 +148,17 @@ class Prepared:
 
     def _folder(self, arm: Arm, seed: int) -> Path:
         return self.out / "knowledge" / arm.knowledge_name(seed)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _target(given: Any, donor: Checkpoint) -> Target:
