@@ -107,7 +107,7 @@ def split(data: Path, out: Path) -> tuple[Path, Path]:
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(data.glob("*.jsonl")):
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").strip("\n").split("\n")
         parts: tuple[list[str], list[str]] = ([], [])
         for line in lines:
             parts[is_held_out(json.loads(line)["text"], HELD_OUT)].append(line)
