@@ -24,7 +24,7 @@ from moegraft.xpert.arms import ARMS
 from moegraft.xpert.compare import Step, compare_starts
 from moegraft.xpert.compare_recipe import PROTOCOLS, CompareRecipe, Training
 from moegraft.xpert.compare_report import write_report
-from moegraft.xpert.resize import Resizing
+from moegraft.xpert.resize import CHOICES, Resizing
 
 HELD_OUT = 0.1  # as benchmarks/xpert_donor.py
 
@@ -59,7 +59,8 @@ def main() -> None:
     parser.add_argument("--protocols", default=",".join(PROTOCOLS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--top", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--depth", choices=CHOICES["depth"])
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--keep-models", action="store_true")
@@ -77,7 +78,7 @@ def main() -> None:
         protocols=tuple(args.protocols.split(",")),
         num_seeds=args.seeds,
         top=args.top,
-        resizing=Resizing(depth="uniform"),
+        resizing=Resizing(depth=args.depth or ("first" if args.target == "shallow" else "repeat")),
         training=Training(
             num_steps=args.steps,
             batch=args.batch,

@@ -72,11 +72,11 @@ def test_the_report_says_what_is_shown_and_what_is_not(summary, tmp_path):
     found = summary["protocols"]["ffn"]
     assert [row[0] for row in arm_rows(found)] == ["xpert", "random", "mean"]
     lines = list(verdicts(found))
-    assert lines[0].startswith("xpert ends below random (-0.510 nats [")
-    assert lines[1].startswith("xpert ends below mean (-0.477 nats [") or "not told" in lines[1]
+    assert lines[0].startswith("xpert ends below random (-0.510 [")
+    assert lines[1].startswith("xpert ends below mean (-0.477 [") or "not told" in lines[1]
     write_report(summary, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "| mean | 4.000 | 2.500 | 0.000 | -0.033 |" in text
+    assert "| mean | 4.000 | 2.500±0.000 | -0.033 [" in text
     assert "| - |" in text and "`xpert`: Tucker of the chosen experts" in text
 
 

@@ -20,7 +20,7 @@ def show_outcome(console: Console, summary: Mapping[str, Any]) -> None:
             pad_edge=False,
         )
         for place, column in enumerate(COLUMNS):
-            table.add_column(column, justify="right" if place else "left")
+            table.add_column(column, justify="right" if place else "left", no_wrap=True)
         for row in arm_rows(found):
             table.add_row(*row)
         console.print(table)

@@ -11,6 +11,7 @@ from rich.table import Table
 from moegraft.cli.evaluation import write_json
 from moegraft.cli.steps import say, show_steps
 from moegraft.cli.xpert_decompose import require_torch
+from moegraft.errors import CheckpointError, RecipeError
 
 _SOURCES = {
     "knowledge": "adapted from knowledge",
@@ -47,6 +48,12 @@ def init(
     donor: Annotated[
         str | None, typer.Option(help="The MoE of the knowledge, for --inherit and its tokenizer.")
     ] = None,
+    fit: Annotated[
+        list[str] | None,
+        typer.Option(help="Texts to fit down projections to the donor's FFNs on (ours)."),
+    ] = None,
+    fit_tokens: Annotated[int, typer.Option(help="Of each domain of --fit.")] = 10_000,
+    device: Annotated[str, typer.Option(help="Of the donor, for --fit.")] = "auto",
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or Hub name, instead of the donor's.")
     ] = None,
@@ -68,6 +75,13 @@ def init(
     how = Adaptation(resizing, parse_inherit(inherit), seed, dtype)
     opened = open_checkpoint(donor) if donor is not None else None
     start = Start(read_target(target), how, open_knowledge(knowledge), opened)
+    if fit:
+        if opened is None or not {"embedding", "attention"} <= set(how.inherit):
+            raise RecipeError(
+                "--fit: expected --donor and --inherit trunk: without the donor's embeddings and "
+                "attention its FFNs are no model for the target's"
+            )
+        _fit(start, str(donor), fit, fit_tokens, device)
     with show_steps("tensors written") as on_step:
         about = initialise_target(start, out, donor=opened, tokenizer=tokenizer, on_step=on_step)
     if as_json:
@@ -78,6 +92,18 @@ def init(
         why = "none was named" if opened is None else "the donor's does not fit or there is none"
         say(f"No tokenizer in {out}: {why}; give one with --tokenizer.")
     say(f"{out} written")
+
+
+def _fit(start: Any, donor: str, sources: list[str], num_tokens: int, device: str) -> None:
+    from moegraft.evals.texts import read_domains
+    from moegraft.runtime import Host
+
+    host = Host.load(donor, {}, device=device)
+    if host.tokenizer is None:
+        raise CheckpointError(f"{donor}: no tokenizer, and texts cannot be read without one")
+    domains = read_domains(sources, host.tokenizer, max_tokens=num_tokens)
+    with show_steps("tokens read") as on_step:
+        start.fit(host, [text for own in domains.values() for text in own], on_step=on_step)
 
 
 def _show(console: Console, about: dict[str, Any]) -> None:
@@ -98,3 +124,6 @@ def _show(console: Console, about: dict[str, Any]) -> None:
     console.print(table)
     layers = ", ".join(map(str, about["mapped"]["layers"]))
     console.print(f"Donor's layer behind each: {layers}", highlight=False, soft_wrap=True)
+    if about["fitted"] is not None:
+        shares = ", ".join(f"{100 * value:.0f}" for value in about["fitted"].values())
+        console.print(f"% of the donor's FFN output given: {shares}", highlight=False)

@@ -21,6 +21,8 @@ class Arm:
     """`chosen` by the score, `random` ones (other ones for each seed), or `all`."""
     control: str = "none"
     """See `start.Adaptation.control`."""
+    fits: bool = False
+    """Whether its down projections are fitted to the donor's FFNs on the texts of training."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """What it does otherwise than the recipe's resizing."""
 
@@ -50,6 +52,11 @@ ARMS: dict[str, Arm] = {
         changes={"select": "even", "outputs": "sum", "depth": "first"},
     ),
     "concat": Arm("the chosen experts side by side, their outputs averaged", "concat"),
+    "fitted": Arm(
+        "as concat, down projections fitted to the donor's FFNs on training texts (ours)",
+        "concat",
+        fits=True,
+    ),
     "xpert": Arm("Tucker of the chosen experts, averaged: the method"),
 }
 BASELINE, METHOD = "random", "xpert"

@@ -98,6 +98,8 @@ class CompareRecipe:
     """Read of each domain."""
     profile_tokens: int = 100_000
     """Of each domain, to identify experts on."""
+    fit_tokens: int = 50_000
+    """Of all domains together, for arms that are fitted."""
     validation_blocks: int = 64
     """Of each domain."""
     fields: tuple[str, ...] = ("text",)

@@ -7,11 +7,12 @@ from typing import Any
 from moegraft.xpert.arms import ARMS, BASELINE, METHOD
 
 REPORT = "report.md"
-COLUMNS = ("arm", "first loss", "final loss", "sd", "against random", "95 % interval", "p", "steps")
+COLUMNS = ("arm", "start", "end", "against random", "p", "steps")
 NOTE = (
-    "Losses in nats per token on held-out text, every domain alike. Against random: final losses, "
-    "paired over seeds and validation blocks; p after Holm. Steps: until random's final loss is "
-    "reached, - where a seed never does."
+    "Losses in nats per token on held-out text, every domain alike; end: mean and standard "
+    "deviation over seeds. Against random: final losses with their 95 % interval, paired over "
+    "seeds and validation blocks; p after Holm. Steps: until random's final loss is reached, - "
+    "where a seed never does."
 )
 
 
@@ -23,12 +24,10 @@ def arm_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         yield (
             name,
             f"{arm['first']:.3f}",
-            f"{arm['final']:.3f}",
-            f"{arm['final_deviation']:.3f}",
-            "" if test is None else f"{test['difference']:+.3f}",
-            "" if test is None else f"[{test['interval'][0]:+.3f}, {test['interval'][1]:+.3f}]",
+            f"{arm['final']:.3f}±{arm['final_deviation']:.3f}",
+            "" if test is None else _estimate(test),
             "" if test is None else _p(test["p_holm"]),
-            "-" if steps is None else f"{steps:.0f} of {found['num_steps']}",
+            "-" if steps is None else f"{steps:.0f}/{found['num_steps']}",
         )
 
 
@@ -69,11 +68,16 @@ def _table(found: Mapping[str, Any]) -> str:
 
 
 def _verdict(test: Mapping[str, Any], other: str) -> str:
-    difference, (low, high) = test["difference"], test["interval"]
-    told = f"({difference:+.3f} nats [{low:+.3f}, {high:+.3f}], p = {_p(test['p_holm'])})"
+    p = _p(test["p_holm"])
+    told = f"({_estimate(test)} nats, p {p if p[0] == '<' else '= ' + p})"
     if test["p_holm"] >= 0.05:
         return f"xpert is not told apart from {other} {told}."
-    return f"xpert ends {'below' if difference < 0 else 'above'} {other} {told}."
+    return f"xpert ends {'below' if test['difference'] < 0 else 'above'} {other} {told}."
+
+
+def _estimate(test: Mapping[str, Any]) -> str:
+    low, high = test["interval"]
+    return f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _p(value: float) -> str:

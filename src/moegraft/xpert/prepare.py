@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,6 +89,8 @@ class Prepared:
         """The target as an arm starts it, in float32."""
         arm = ARMS[name]
         start = self._start(self._knowledge(arm, seed), name, protocol, seed)
+        if arm.fits:
+            start.fit(self._host, self._few_texts())
         with TemporaryDirectory() as folder:
             initialise_target(start, Path(folder) / "start")
             with _no_progress_bar():
@@ -131,17 +134,24 @@ class Prepared:
             return _read_selection(Path(self.recipe.selection))
         if file.exists():
             return _read_selection(file)
-        device = "cpu" if self.recipe.device == "cpu" else "auto"
-        host = Host.load(self.recipe.donor, {}, device=device)
-        texts = {
-            name: _within(own, self.recipe.profile_tokens)
-            for name, own in self.corpus.texts.items()
-        }
-        table = count_windows(host, texts, self.out)
+        num_tokens = self.recipe.profile_tokens
+        texts = {name: _within(own, num_tokens) for name, own in self.corpus.texts.items()}
+        table = count_windows(self._host, texts, self.out)
         score = check_score(self.recipe.score)
         found = identify_experts(table, num_best=self.recipe.top, score=score).as_dict()
         file.write_text(json.dumps(found) + "\n", encoding="utf-8")
         return found
+
+    @cached_property
+    def _host(self) -> Host:
+        """The donor, live; it stays in memory."""
+        device = "cpu" if self.recipe.device == "cpu" else "auto"
+        return Host.load(self.recipe.donor, {}, device=device)
+
+    def _few_texts(self) -> list[Text]:
+        """Of every domain alike."""
+        share = self.recipe.fit_tokens // len(self.corpus.texts)
+        return [text for own in self.corpus.texts.values() for text in _within(own, share)]
 
     def _knowledge(self, arm: Arm, seed: int) -> Knowledge:
         return open_knowledge(self._folder(arm, seed))

@@ -92,6 +92,8 @@ class Ffns:
     num_layers: int
     shared: Int[Tensor, " hidden"] | None = None
     """Residual dimensions that were chosen elsewhere, so that several targets share them."""
+    fitted: dict[int, Float[Tensor, "hidden ffn"]] = field(default_factory=dict, repr=False)
+    """Down projections by layer of the target that replace the adapted ones."""
     _memo: dict[tuple[int, int], dict[str, Factored]] = field(default_factory=dict, repr=False)
     _made: dict[tuple[int, int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -141,6 +143,8 @@ class Ffns:
         if what not in self._made:
             self._made.clear()
             self._made[what] = self._make(layer, unit, width)
+        if layer in self.fitted:
+            return {**self._made[what], "down": self.fitted[layer]}
         return self._made[what]
 
     def _make(self, layer: int, unit: int, width: int) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from moegraft.checkpoint import Checkpoint
 from moegraft.config import recipe_content
 from moegraft.errors import IncompatibleError, RecipeError
+from moegraft.evals.texts import Text
 from moegraft.families import Piece
 from moegraft.xpert.experts import donor_fingerprint
+from moegraft.xpert.fit import fit_outputs
 from moegraft.xpert.inherit import Trunk
 from moegraft.xpert.knowledge import Knowledge
 from moegraft.xpert.resize import Ffns, Resizing
@@ -73,6 +76,7 @@ class Start:
         """
         self.target, self._how = target, adaptation
         self.dtype = adaptation.dtype
+        self._explained: dict[int, float] | None = None
         resizing = adaptation.resizing
         self.ffns: Ffns | None = None
         _check_gating(target)
@@ -101,6 +105,24 @@ class Start:
             )
         components = self._how.inherit
         return Trunk(donor, self.target, components, self.ffns.layers, residual)
+
+    def fit(self, host: Any, texts: Sequence[Text], **options: Any) -> None:
+        """Replace the down projections by those that fit the donor's FFNs; not in the paper.
+
+        Args:
+            host: the donor as a `runtime.Host`.
+            texts: of all domains.
+            options: of `fit.fit_outputs`.
+
+        Raises:
+            IncompatibleError: no dense target.
+            RecipeError: FFNs that do not come from knowledge, or no text.
+        """
+        if self.ffns is None:
+            raise RecipeError("--fit: expected FFNs that start from knowledge")
+        found = fit_outputs(host, self.target, self.ffns, texts, **options)
+        self.ffns.fitted.update({layer: one.down for layer, one in found.items()})
+        self._explained = {layer: one.explained for layer, one in found.items()}
 
     def source(self, tensor: Stored) -> str:
         """Where a tensor's values come from: `knowledge`, `donor` or `fresh`."""
@@ -142,6 +164,7 @@ class Start:
             "num_parameters": numbers,
             "adaptation": recipe_content(self._how),
             "mapped": None if self.ffns is None else self.ffns.about(),
+            "fitted": self._explained,
         }
 
 
