@@ -96,8 +96,16 @@ def test_texts_to_a_choice_to_knowledge(moegraft, chat_pair, corpus, tmp_path):
     assert {"model.safetensors", "config.json", "tokenizer.json", "provenance.json"} <= {
         file.name for file in (tmp_path / "t").iterdir()
     }
-    code, text, _ = moegraft(*start, "--out", tmp_path / "u", "--depth", "repeat", "--json")
+    more = ("--depth", "repeat", "--json", "--out", tmp_path / "u", "--device", "cpu")
+    code, text, err = moegraft(*start, *more, "--inherit", "trunk", "--fit", corpus)
     assert json.loads(text)["mapped"]["layers"] == [0, 1, 0]
+    assert all(0 < share <= 1 for share in json.loads(text)["fitted"].values())
+    assert "tokens read" in err
+    code, text, err = moegraft(
+        *start, "--depth", "repeat", "--out", tmp_path / "v", "--fit", corpus
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--fit: expected --donor and --inherit trunk" in err
     other = ("decompose", chat_pair[1], "--selection", tmp_path / "o", "--out", tmp_path / "x")
     code, _, err = moegraft(*other, "--device", "cpu")
     assert (code, err.count("\n")) == (2, 1)
@@ -175,7 +183,7 @@ def test_starts_are_compared_on_the_nano_model(moegraft, tmp_path):
         "target: {num_experts: 1, num_experts_per_tok: 1, num_hidden_layers: 2}\n"
         "training: {block: 32}\nvalidation_blocks: 4\nheld_out: 0.3\n"
     )
-    fewer = ("--arms", "random,mean,xpert", "--protocols", "trunk", "--seeds", 2, "--steps", 4)
+    fewer = ("--arms", "random,fitted,xpert", "--protocols", "trunk", "--seeds", 2, "--steps", 4)
     small = ("--batch", 2, "--eval-every", 2, "--device", "cpu", "--top", 2)
     command = ("compare", recipe, "--out", tmp_path / "r", *fewer, *small)
     code, text, err = moegraft(*command)
@@ -195,7 +203,8 @@ def test_starts_are_compared_on_the_nano_model(moegraft, tmp_path):
     assert "## Protocol trunk" in (tmp_path / "r" / "report.md").read_text()
     code, text, _ = moegraft(*command, "--json")
     arms = json.loads(text)["protocols"]["trunk"]["arms"]
-    assert arms["xpert"]["final"] < arms["mean"]["final"] < arms["random"]["final"]
+    assert arms["xpert"]["final"] < arms["random"]["final"]
+    assert arms["fitted"]["first"] != arms["xpert"]["first"]
 
 
 @pytest.mark.parametrize(
