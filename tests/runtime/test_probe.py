@@ -20,15 +20,30 @@ def family_of(name):
 
 
 def one_by_one(model, name, texts):
-    """transformers' own router logits of each text read alone, by layer."""
+    """transformers' own router logits of each text read alone, by layer.
+
+    Before 5.21 some families do not give them: then what the router reads times its weight.
+    """
     by_layer: dict[int, list[torch.Tensor]] = {}
     layers = routers(model, family_of(name))
     with torch.no_grad():
         for text in texts:
+            read: list[torch.Tensor] = []
+
+            def remember(_module, args, read=read):
+                read.append(args[0])
+
+            hooks = [module.register_forward_pre_hook(remember) for module in layers.values()]
             out = model.get_decoder()(
                 torch.tensor([text]), output_router_logits=True, use_cache=False
             )
-            for layer, logits in zip(layers, out.router_logits, strict=True):
+            for hook in hooks:
+                hook.remove()
+            given = getattr(out, "router_logits", None) or [
+                torch.nn.functional.linear(hidden, module.weight)
+                for hidden, module in zip(read, layers.values(), strict=True)
+            ]
+            for layer, logits in zip(layers, given, strict=True):
                 by_layer.setdefault(layer, []).append(logits.reshape(-1, logits.shape[-1]))
     return {layer: torch.cat(parts) for layer, parts in by_layer.items()}
 

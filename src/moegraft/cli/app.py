@@ -58,7 +58,9 @@ def main() -> None:
     try:
         app()
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # typer ends so on Ctrl-C, without a word
+        # typer ends so on Ctrl-C, without a word; a command that has told raises `from None`.
+        cause = getattr(stop.__context__, "__cause__", None)
+        if stop.code == INTERRUPTED and isinstance(cause, KeyboardInterrupt):
             sys.stderr.write("interrupted\n")
         raise
     except MoegraftError as error:

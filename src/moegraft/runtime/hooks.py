@@ -1,7 +1,7 @@
 """What the routers and layers of a live model do, handed out by forward hooks as it happens.
 
 Every router of the catalogue's families returns (logits, weights, indices) for the flattened
-tokens of a batch, so one hook sees everything.
+tokens of a batch, so one hook sees everything. Two do otherwise before transformers 5.21.
 """
 
 from collections.abc import Callable, Iterator
@@ -93,8 +93,9 @@ def observed(
     """
     keep = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)
     with ExitStack() as hooks:
+        top_k = getattr(_text_config(model), "num_experts_per_tok", None)
         for layer, module in routers(model, family).items():
-            hook = _routing_hook(observe, layer, keep)
+            hook = _routing_hook(observe, layer, keep, top_k)
             hooks.callback(module.register_forward_hook(hook).remove)
         yield
 
@@ -120,14 +121,28 @@ def observed_hidden(
 
 
 def _routing_hook(
-    observe: Callable[[Routing], None], layer: int, keep: Tensor | None
+    observe: Callable[[Routing], None], layer: int, keep: Tensor | None, top_k: int | None
 ) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        logits, weights, experts = (_kept(tensor, keep) for tensor in output)
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+        logits, weights, experts = (_kept(tensor, keep) for tensor in _decision(output, top_k))
         by_sigmoid = hasattr(module, "e_score_correction_bias")
         observe(Routing(layer, experts, weights, logits, _kept(args[0], keep), by_sigmoid))
 
     return hook
+
+
+def _decision(output: Any, top_k: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What a router returned as (logits, weights, indices), whatever the version of transformers.
+
+    Before 5.21 Granite's returned (indices, weights, logits), and Jamba's was a linear layer whose
+    softmax and top-k stood outside.
+    """
+    if isinstance(output, Tensor):
+        assert top_k is not None
+        weights, experts = output.float().softmax(-1).topk(top_k, dim=-1)
+        return output, weights.to(output.dtype), experts
+    first, weights, last = output
+    return (first, weights, last) if first.is_floating_point() else (last, weights, first)
 
 
 def _hidden_hook(
@@ -146,8 +161,12 @@ def _kept(tensor: Tensor, keep: Tensor | None) -> Tensor:
     return flat if keep is None else flat[keep.to(flat.device)]
 
 
+def _text_config(model: Any) -> Any:
+    return model.config.get_text_config(decoder=True)
+
+
 def _num_layers(model: Any) -> int:
-    return model.config.get_text_config(decoder=True).num_hidden_layers
+    return _text_config(model).num_hidden_layers
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:
