@@ -174,6 +174,39 @@ def test_counts_are_ranked_without_torch(counts):
     assert done.returncode == 0, done.stderr
 
 
+def test_every_step_works_from_a_recipe_and_flags_override_it(moegraft, chat_pair, tmp_path):
+    (tmp_path / "rain.txt").write_text("The rain fell over seven hills and nobody saw it. " * 8)
+    recipes = {
+        "identify": f"checkpoint: {chat_pair[0]}\ndata: [rain={tmp_path / 'rain.txt'}]\ntop: 3\n"
+        f"device: cpu\nout: {tmp_path / 'o'}\n",
+        "decompose": f"donor: {chat_pair[0]}\nselection: {tmp_path / 'o'}\nranks: full\n"
+        f"align: true\nsafe: false\nout: {tmp_path / 'k'}\n",
+        "init": f"knowledge: {tmp_path / 'k'}\ntarget: {chat_pair[0]}\nseed: 3\n"
+        f"out: {tmp_path / 't'}\n",
+    }
+    for command, text in recipes.items():
+        (tmp_path / f"{command}.yaml").write_text(text)
+        more = ("--top", 2) if command == "identify" else ()
+        code, _, err = moegraft(command, "--recipe", tmp_path / f"{command}.yaml", *more)
+        assert code == 0, err
+    known = json.loads((tmp_path / "k" / "knowledge.json").read_text())
+    assert known["selection"]["num_best"] == 2
+    assert known["decomposition"]["align"] and not known["decomposition"]["safe"]
+    about = json.loads((tmp_path / "t" / "provenance.json").read_text())
+    assert about["adaptation"]["seed"] == 3 and about["target"] == "olmoe"
+    for content, message in (
+        ("tops: 3", "tops: unknown key; expected some of checkpoint, data"),
+        ("- a", "expected a mapping of recipe keys"),
+        ("a: [", "not valid YAML"),
+    ):
+        (tmp_path / "bad.yaml").write_text(content)
+        code, out, err = moegraft("identify", "--recipe", tmp_path / "bad.yaml")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err
+    code, _, err = moegraft("init", "--recipe", tmp_path / "none.yaml")
+    assert (code, err.count("\n")) == (2, 1) and "none.yaml: cannot be read" in err
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_starts_are_compared_on_the_nano_model(moegraft, tmp_path):

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from moegraft.cli.evaluation import write_json
+from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.steps import say, show_steps
 from moegraft.cli.xpert_identify import SELECTION
 from moegraft.errors import MissingExtraError, RecipeError
@@ -38,6 +39,7 @@ def decompose(
     dtype: Annotated[
         str, typer.Option(help="Of the saved factors: float32, bfloat16, float16.")
     ] = "float32",
+    recipe: RecipeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Data for machines on stdout.")] = False,
 ) -> None:
     """Decompose the chosen experts and save what they have in common, layer by layer."""

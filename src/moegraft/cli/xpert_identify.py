@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from moegraft.cli.evaluation import write_json
+from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.steps import draw_figures, say, show_steps, write_content
 from moegraft.errors import CheckpointError, RecipeError
 
@@ -61,6 +62,7 @@ def identify(
         Path | None,
         typer.Option(help="A folder for selection.json, the figures, and counts to resume from."),
     ] = None,
+    recipe: RecipeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Data for machines on stdout.")] = False,
 ) -> None:
     """Choose the experts of each layer that serve every domain."""

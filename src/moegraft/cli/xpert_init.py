@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moegraft.cli.evaluation import write_json
+from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.steps import say, show_steps
 from moegraft.cli.xpert_decompose import require_torch
 from moegraft.errors import CheckpointError, RecipeError
@@ -59,6 +60,7 @@ def init(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that starts fresh.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    recipe: RecipeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Data for machines on stdout.")] = False,
 ) -> None:
     """Start a new dense or MoE model from knowledge, as a checkpoint that transformers loads."""
