@@ -89,7 +89,7 @@ def test_finetuning_teaches_the_task_and_compares_the_arms(finished, arms):
     rows = table(found)
     assert {row["arm"] for row in rows} == {*arms}
     assert [row["score"] for row in rows] == [1.0, 1.0], rows
-    assert all(gold > -3.0 for own in about["gold_logprob"].values() for gold in own)
+    assert all(gold > -3.0 for own in about["gold_logprob"]["seeds"].values() for gold in own)
     assert about["comparison"]["arms"] == {
         "one": ["one-0", "one-1"],
         "other": ["other-0", "other-1"],

@@ -43,6 +43,7 @@ def finetune(
     require_torch("finetune")
     from moegraft.evals.execution import Execution
     from moegraft.xpert.finetune import Finetuning, finetune_arms, table
+    from moegraft.xpert.gold_answers import gold_sentence
 
     how = Finetuning(
         conditions=tuple(split_list(task) or ()),
@@ -70,6 +71,8 @@ def finetune(
     for about in found["tasks"].values():
         for test in about["comparison"]["conditions"][0]["comparisons"]:
             say(test["sentence"])
+        for test in about["gold_logprob"]["comparisons"]:
+            say(gold_sentence(test))
 
 
 def _arms(texts: list[str]) -> dict[str, list[str]]:
@@ -106,7 +109,13 @@ def _show(console: Console, rows: list[dict[str, Any]]) -> None:
             points(row["score"]),
             Text(f"[{points(low)}, {points(high)}]"),
             points(row["score_sd"]),
-            f"{row['gold_logprob']:.3f} +- {row['gold_logprob_sd']:.3f}",
+            _gold(row),
             row["group"],
         )
     console.print(shown)
+
+
+def _gold(row: dict[str, Any]) -> str:
+    if row["gold_logprob"] is None:
+        return ""
+    return f"{row['gold_logprob']:.2f} +- {row['gold_logprob_sd']:.2f}"

@@ -31,6 +31,7 @@ from moegraft.train.chats import pack_answers
 from moegraft.train.lm import train_lm
 from moegraft.train.options import TrainOptions
 from moegraft.train.text import Blocks
+from moegraft.xpert.gold_answers import compare_gold
 
 Arms = Mapping[str, Sequence[str]]
 """Checkpoints by how they were started, one per seed."""
@@ -206,10 +207,11 @@ class _Run:
         results = read_results(Argument(str(folder)))
         named = {arm: [_name(arm, seed) for seed in range(len(own))] for arm, own in arms.items()}
         public = result_name(task)
-        gold = {
-            arm: [_mean_gold(store.read_rows(folder, name, public)) for name in names]
+        rows = {
+            arm: [store.read_rows(folder, name, public) for name in names]
             for arm, names in named.items()
         }
+        gold = compare_gold(rows)
         return {"comparison": compare(pair(results), arms=named), "gold_logprob": gold}
 
 
@@ -219,7 +221,7 @@ def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     for task, about in found["tasks"].items():
         (condition,) = about["comparison"]["conditions"]
         for entry in condition["ranking"]:
-            gold = about["gold_logprob"][entry["model"]]
+            gold = about["gold_logprob"]["seeds"].get(entry["model"])
             rows.append(
                 {
                     "task": task,
@@ -227,17 +229,12 @@ def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "score": entry["score"],
                     "interval": entry["interval"],
                     "score_sd": stdev(entry["seeds"].values()),
-                    "gold_logprob": fmean(gold),
-                    "gold_logprob_sd": stdev(gold),
+                    "gold_logprob": fmean(gold) if gold else None,
+                    "gold_logprob_sd": stdev(gold) if gold else None,
                     "group": entry["group"],
                 }
             )
     return rows
-
-
-def _mean_gold(rows: Mapping[str, Any]) -> float:
-    found = [row["gold_logprob"] for row in rows.values() if row["gold_logprob"] is not None]
-    return fmean(found) if found else math.nan
 
 
 def _check(arms: Arms) -> None:
