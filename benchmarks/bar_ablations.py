@@ -6,6 +6,8 @@ Each name is resumable on its own; rows land in DIR/seedN/scores and print with
 `bar_claims_tables.py`. What an ablation needs of the main table is made if it is missing.
 
 - `tool-frozen`: tool use with embeddings and head frozen, new rows equal or spread by noise.
+- `opened`: embeddings and head open for new tokens only (`released`, as in the authors' scripts),
+  or only the new tokens' rows (`least`).
 - `router-data`: routers trained on 1 to 100 % of the chats.
 - `active`: fewer active experts, routers trained for it (`active-K`) or not (`naive-K`).
 - `domains`: anchor with two, then three of the four branches.
@@ -34,6 +36,8 @@ from bar_stages import (
 )
 
 Rows = Iterator[tuple[str, Path]]
+LEAST_OPEN = {"math": "expert", "code": "expert", "tool": "tokens", "safety": "expert"}
+"""The least that each domain's finetuning can do with."""
 
 
 def tool_frozen(lab: Lab) -> Rows:
@@ -52,6 +56,26 @@ def rl(lab: Lab) -> Rows:
             parts = [better if other == "math" else branch_of(lab, other) for other in BRANCHES]
             whole = merged(lab, anchor(lab), parts, lab.at(f"bar-{name}-merged"), "bar")
             yield f"bar-{name}", route(lab, whole, lab.at(f"bar-{name}"))
+
+
+def opened(lab: Lab) -> Rows:
+    """What finetuning opens: as the authors' scripts do, and new tokens' rows alone."""
+    own = {
+        domain: adapted(
+            lab,
+            _before_sft(lab, domain),
+            lab.at(f"branch-{domain}-{level}"),
+            sft_stage(lab, domain, opened=level),
+        )
+        for domain, level in LEAST_OPEN.items()
+    }
+    for domain, folder in own.items():
+        yield f"branch-{domain}-{LEAST_OPEN[domain]}", folder
+    for name, tool in (("released", branch_of(lab, "tool")), ("least", own["tool"])):
+        parts = [tool if domain == "tool" else own[domain] for domain in BRANCHES]
+        whole = merged(lab, anchor(lab), parts, lab.at(f"merged-{name}"), "bar")
+        yield f"merged-{name}", whole
+        yield f"bar-{name}", route(lab, whole, lab.at(f"bar-{name}"))
 
 
 def router_data(lab: Lab) -> Rows:
@@ -95,6 +119,14 @@ def domain_only(lab: Lab) -> Rows:
         yield f"only-{domain}", adapted(lab, start, lab.at(f"only-{domain}"), *first, last)
 
 
+def _before_sft(lab: Lab, domain: str) -> Path:
+    """The branch of a domain before its supervised stage."""
+    if domain not in MID_STEPS:
+        return branch(lab, anchor(lab), base(lab), domain)
+    run = branch_of(lab, domain).parent
+    return run / "stages" / "1-mid" / "branch"
+
+
 def _with_top_k(lab: Lab, model: Path, top_k: int) -> Path:
     """The same weights, with fewer active experts in the config."""
 
@@ -112,6 +144,7 @@ def _with_top_k(lab: Lab, model: Path, top_k: int) -> Path:
 
 ABLATIONS: dict[str, Callable[[Lab], Rows]] = {
     "tool-frozen": tool_frozen,
+    "opened": opened,
     "router-data": router_data,
     "active": active,
     "domains": domains,
