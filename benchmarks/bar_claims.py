@@ -32,6 +32,7 @@ from bar_stages import (
     mid_stage,
     route,
     sft_stage,
+    widened,
 )
 from moegraft.nano import dense, domains
 
@@ -104,8 +105,12 @@ def bar(lab: Lab) -> Path:
 
 def baseline(lab: Lab, method: str) -> Path:
     """Dense models and the anchor, merged by `method`."""
-    parts = [expert_of(lab, domain) for domain in BRANCHES]
-    return merged(lab, anchor(lab), parts, lab.at(f"{method}-raw"), method)
+    parts = []
+    for domain in BRANCHES:
+        part = expert_of(lab, domain)
+        parts.append(part if domain == "tool" else widened(lab, part, f"dense-{domain}-wide"))
+    start = widened(lab, anchor(lab), "anchor-wide")
+    return merged(lab, start, parts, lab.at(f"{method}-raw"), method)
 
 
 ROWS: dict[str, Callable[[Lab], Path]] = {

@@ -77,6 +77,18 @@ def dense_sft(
     return _train(lab, start, out, data, _Way(steps, SFT_RATE, shares, tuple(new_tokens)))
 
 
+def widened(lab: Lab, start: Path, name: str) -> Path:
+    """A dense model with rows for the new tokens, untrained: dense models merge at one size."""
+
+    def make(folder: Path) -> None:
+        model, tokenizer = load(start)
+        _add_tokens(model, tokenizer, NEW_TOKENS)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return stage(lab.at(name), make)
+
+
 def branch(
     lab: Lab, anchor: Path, pretrained: Path, domain: str, *, token_noise: float = 0.0
 ) -> Path:
