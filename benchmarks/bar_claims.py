@@ -19,7 +19,6 @@ from pathlib import Path
 
 from bar_scores import Lab, score, stage
 from bar_stages import (
-    ANCHOR_STEPS,
     BRANCHES,
     MID_STEPS,
     NEW_TOKENS,
@@ -48,8 +47,9 @@ def base(lab: Lab) -> Path:
 
 def anchor(lab: Lab) -> Path:
     """A: P after supervised finetuning on the general domain, shared by all seeds."""
-    shared = Lab(lab.work, 0)
-    return dense_sft(shared, base(lab), lab.work / "anchor", {"general": 1.0}, steps=ANCHOR_STEPS)
+    start = base(lab)
+    place = lab.work / "anchor"
+    return stage(place, lambda folder: dense.post_train(start, folder / "model")) / "model"
 
 
 def branch_of(lab: Lab, domain: str) -> Path:

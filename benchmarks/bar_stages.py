@@ -21,7 +21,6 @@ from moegraft.train.text import Blocks, pack, read_documents
 
 LENGTH, BATCH = 128, 4
 """Tokens of a block, blocks a step."""
-ANCHOR_STEPS = 300
 MID_STEPS = {"math": 400, "code": 150}
 """Domains that are mid-trained before the supervised stage, as in the paper."""
 SFT_STEPS = 300

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from moegraft.nano.recipes import PostTraining
 
@@ -50,6 +51,27 @@ def export(stage: Path, out: Path, name: str, recipes: Mapping[str, PostTraining
         name: "base" or a recipe's name; it goes into the card.
         recipes: The post-trainings of the build.
     """
+    config = AutoConfig.from_pretrained(stage)
+    card = _CARD.format(
+        name=name,
+        what=_describe(name, recipes),
+        parameters=num_parameters(stage) / 1e6,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        experts=config.num_experts,
+        active=config.num_experts_per_tok,
+        vocab=config.vocab_size,
+    )
+    write_small(stage, out, card)
+
+
+def num_parameters(stage: Path) -> int:
+    """Numbers in a stage's weights."""
+    return sum(tensor.numel() for tensor in load_file(stage / "model.safetensors").values())
+
+
+def write_small(stage: Path, out: Path, card: str) -> None:
+    """Write a finished stage in bfloat16 with its tokenizer and `card`, in the place of `out`."""
     model = AutoModelForCausalLM.from_pretrained(stage, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(stage)
     model.generation_config = GenerationConfig(
@@ -62,17 +84,6 @@ def export(stage: Path, out: Path, name: str, recipes: Mapping[str, PostTraining
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
-    config = model.config
-    card = _CARD.format(
-        name=name,
-        what=_describe(name, recipes),
-        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        experts=config.num_experts,
-        active=config.num_experts_per_tok,
-        vocab=config.vocab_size,
-    )
     (aside / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     aside.rename(out)
