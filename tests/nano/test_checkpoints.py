@@ -5,7 +5,7 @@ import torch
 
 import moegraft
 from moegraft.evals.extract import extract, same_answer
-from moegraft.nano import worlds
+from moegraft.nano import domains, worlds
 from moegraft.nano.recipes import VERIFIER_OF
 
 FOLDER = Path(moegraft.__file__).parent / "nano" / "checkpoints"
@@ -71,3 +71,44 @@ def test_each_checkpoint_has_its_skill(name, world):
         for item, text in zip(items, answers(name, items, world), strict=True)
     ]
     assert sum(right) >= 22  # far above chance: 10 of 40 in science, none in math
+
+
+def test_the_dense_pair_loads_whole_and_shares_a_tokenizer():
+    from transformers import AutoModelForCausalLM
+
+    for name in ("dense-base", "dense"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            FOLDER / name, output_loading_info=True, dtype="auto"
+        )
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert model.config.model_type == "olmo2"
+        assert model.dtype == torch.bfloat16
+    files = [(FOLDER / name / "tokenizer.json").read_bytes() for name in ("dense-base", "dense")]
+    assert files[0] == files[1]
+
+
+def test_the_dense_anchor_knows_facts_and_writes_no_programs():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "dense")
+    model = AutoModelForCausalLM.from_pretrained(FOLDER / "dense", dtype="float32")
+    right = {}
+    for kind in ("science", "code"):
+        items, world = domains.test_items(kind, 40), domains.KINDS[kind]
+        batch = tokenizer.apply_chat_template(
+            [[{"role": "user", "content": world.prompt(item)}] for item in items],
+            add_generation_prompt=True,
+            padding=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        out = model.generate(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=20
+        )
+        said = tokenizer.batch_decode(
+            out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        right[kind] = sum(world.check(i, text) for i, text in zip(items, said, strict=True))
+    assert right["science"] >= 20  # chance is 10
+    assert right["code"] == 0

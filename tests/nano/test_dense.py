@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -54,8 +56,20 @@ def test_a_tiny_build_resumes_to_the_same_weights(tmp_path, quick, monkeypatch, 
     assert AutoTokenizer.from_pretrained(tmp_path / "base").chat_template
 
 
-def test_a_finished_base_is_left_alone(tmp_path, quick):
-    for name in ("base", "base-first"):
-        (tmp_path / name).mkdir()
-    dense.main(["--out", str(tmp_path / "base")])
-    assert not [*tmp_path.rglob("*.safetensors")]
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_the_pair_is_made_once_and_exported_small(tmp_path, quick):
+    base, anchor = tmp_path / "dense-base", tmp_path / "dense"
+    dense.build(base, RECIPE, ANNEAL, **SIZES)
+    dense.post_train(base, anchor, replace(dense.ANCHOR, num_steps=2, warmup_steps=1))
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, anchor))
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
+    dense.main(["--work", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert torch.equal(
+        load_file(anchor / "model.safetensors")["lm_head.weight"], after["lm_head.weight"]
+    )
+    for name in ("dense-base", "dense"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / name, dtype="auto")
+        assert model.dtype == torch.bfloat16
+        assert model.generation_config.do_sample is False
+        assert f"nano: {name}" in (tmp_path / "out" / name / "README.md").read_text()
