@@ -298,7 +298,7 @@ def test_two_processes_train_like_one(whole, tmp_path):
     script = SCRIPT.format(tests=HERE, step=-1, world=2)
     file = tmp_path / "script.py"
     file.write_text(script)
-    command = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    command = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     done = subprocess.run(
         [sys.executable, "-m", *command, str(file), str(tmp_path / "work")],
         check=False,

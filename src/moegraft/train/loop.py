@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -222,6 +223,8 @@ def run(trainer: ExactTrainer, record: Record, about: Mapping[str, Any]) -> list
         TrainingError: a loss or gradient is not finite; the last checkpoint stays.
     """
     work = Path(str(trainer.args.output_dir))
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    assert trainer.args.world_size == started, "the processes of this training are not connected"
     with trainer.args.main_process_first(local=False):
         if trainer.args.process_index == 0:
             _claim(work, about)

@@ -71,7 +71,11 @@ class TrainOptions:
         Raises:
             RecipeError: `batch` cannot be divided among the processes.
         """
+        import torch
+
         micro_batch, accumulation = self._split_batch()
+        # Said outright: without it accelerate leaves several processes without a GPU unconnected.
+        use_cpu = self.use_cpu or not torch.accelerator.is_available()
         return {
             "output_dir": str(work),
             "max_steps": self.num_steps,
@@ -86,7 +90,7 @@ class TrainOptions:
             "max_grad_norm": self.clip,
             "seed": self.seed,
             "data_seed": self.seed,
-            "use_cpu": self.use_cpu,
+            "use_cpu": use_cpu,
             "bf16": self.bf16,
             "gradient_checkpointing": self.gradient_checkpointing,
             "dataloader_pin_memory": False,
