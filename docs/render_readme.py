@@ -18,20 +18,28 @@ def first_sentence(module: Path) -> str:
 
 
 def source_tree() -> str:
-    """One line per module: path and first sentence."""
+    """One line per package, and folded below it one line per module: path and first sentence."""
     package = ROOT / "src" / "moegraft"
-    lines = ["src/moegraft/"]
+    packages, modules = [], []
     for module in sorted(package.rglob("*.py"), key=_order):
         relative = module.relative_to(package)
-        depth = len(relative.parts)
-        if module.name == "__init__.py":
-            if depth > 1:
-                folder = "  " * (depth - 1) + relative.parts[-2] + "/"
-                lines.append(f"{folder:<24}{first_sentence(module)}")
-            continue
-        name = "  " * depth + module.name
-        lines.append(f"{name:<24}{first_sentence(module)}")
-    return "```text\n" + "\n".join(lines) + "\n```"
+        if module.name != "__init__.py":
+            entry = "  " * len(relative.parts) + module.name
+            modules.append((entry, first_sentence(module)))
+        elif relative.parent.parts:
+            entry = "  " * len(relative.parent.parts) + relative.parent.name + "/"
+            packages.append((entry, first_sentence(module)))
+            modules.append((entry, first_sentence(module)))
+    return (
+        f"{_listing(packages)}\n\n<details>\n<summary>Every module in a line</summary>\n\n"
+        f"{_listing(modules)}\n\n</details>"
+    )
+
+
+def _listing(entries: list[tuple[str, str]]) -> str:
+    width = max(len(entry) for entry, _ in entries) + 1
+    lines = [f"{entry:<{width}}{sentence}" for entry, sentence in entries]
+    return "\n".join(["```text", "src/moegraft/", *lines, "```"])
 
 
 def render(text: str) -> str:
