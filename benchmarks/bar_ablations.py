@@ -26,6 +26,7 @@ from bar_scores import Lab, score, stage
 from bar_stages import (
     BRANCHES,
     MID_STEPS,
+    TOKEN_NOISE,
     adapted,
     branch,
     merged,
@@ -41,7 +42,7 @@ LEAST_OPEN = {"math": "expert", "code": "expert", "tool": "tokens", "safety": "e
 
 
 def tool_frozen(lab: Lab) -> Rows:
-    for name, noise in (("tool-frozen", 0.0), ("tool-frozen-noise", 1.0)):
+    for name, noise in (("tool-frozen", TOKEN_NOISE), ("tool-frozen-equal", 0.0)):
         start = branch(lab, anchor(lab), base(lab), "tool", token_noise=noise)
         yield name, adapted(lab, start, lab.at(name), sft_stage(lab, "tool", opened="expert"))
 

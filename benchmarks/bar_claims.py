@@ -27,13 +27,14 @@ from bar_stages import (
     branch,
     dense_mid,
     dense_sft,
+    dense_sft_of,
     merged,
     mid_stage,
     route,
     sft_stage,
     widened,
 )
-from moegraft.nano import dense, domains
+from moegraft.nano import dense
 
 
 def base(lab: Lab) -> Path:
@@ -64,11 +65,7 @@ def expert_of(lab: Lab, domain: str) -> Path:
     start = base(lab)
     if domain in MID_STEPS:
         start = dense_mid(lab, start, lab.at(f"dense-{domain}-mid"), [domain], MID_STEPS[domain])
-    shares = {domain: 0.5, "general": 0.5}
-    tokens = NEW_TOKENS if domain == "tool" else ()
-    return dense_sft(
-        lab, start, lab.at(f"dense-{domain}"), shares, steps=SFT_STEPS, new_tokens=tokens
-    )
+    return dense_sft_of(lab, start, lab.at(f"dense-{domain}"), domain)
 
 
 def retrained(lab: Lab, *, with_mid: bool) -> Path:
@@ -77,9 +74,10 @@ def retrained(lab: Lab, *, with_mid: bool) -> Path:
     if with_mid:
         steps = sum(MID_STEPS.values())
         start = dense_mid(lab, start, lab.at("retrain-mid-mid"), [*MID_STEPS], steps)
-    shares = dict.fromkeys(domains.DOMAINS, 1.0)
-    steps = round(SFT_STEPS / 2 * len(shares))
+    halves = {domain: steps / 2 for domain, steps in SFT_STEPS.items()}
+    shares = halves | {"general": max(halves.values())}
     name = "retrain-mid" if with_mid else "retrain"
+    steps = round(sum(shares.values()))
     return dense_sft(lab, start, lab.at(name), shares, steps=steps, new_tokens=NEW_TOKENS)
 
 
@@ -90,10 +88,7 @@ def sequential(lab: Lab) -> Path:
         if domain in MID_STEPS:
             place = lab.at(f"sequential-{domain}-mid")
             start = dense_mid(lab, start, place, [domain], MID_STEPS[domain])
-        shares = {domain: 0.5, "general": 0.5}
-        tokens = NEW_TOKENS if domain == "tool" else ()
-        place = lab.at(f"sequential-{domain}")
-        start = dense_sft(lab, start, place, shares, steps=SFT_STEPS, new_tokens=tokens)
+        start = dense_sft_of(lab, start, lab.at(f"sequential-{domain}"), domain)
     return start
 
 

@@ -4,8 +4,8 @@
 
 Reads DIR/seed*/scores/*.json. A domain's score is the mean of its kinds of question (safety: what
 must be refused, and what must not); `mean` weighs the five domains equally. Differences are paired
-by item, averaged over the seeds that both rows have; intervals are percentile bootstraps over the
-items of each kind. They do not cover the choice of seeds, whose spread is the sd.
+by seed and item over the seeds that both rows have: a t test with seeds and items as crossed random
+factors (`moegraft.stats.seeds`); with one seed only, a percentile bootstrap over items.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import numpy as np
 
 from moegraft.nano import domains
 from moegraft.stats.inference import percentile_interval
+from moegraft.stats.seeds import paired_seed_test
 
 COLUMNS = {
     "reading": ("reading",),
@@ -67,20 +68,46 @@ def of_seed(scores: Scores) -> dict[str, float]:
 
 
 def difference(ours: dict[int, Scores], theirs: dict[int, Scores], seed: int = 0) -> dict[str, str]:
-    """Ours minus theirs by column, in points, with its interval."""
+    """Ours minus theirs by column, in points, with its interval, and p of several seeds."""
     shared = sorted(ours.keys() & theirs.keys())
+    apart = {
+        kind: 100 * np.stack([ours[s][kind] - theirs[s][kind] for s in shared])
+        for kind in ours[shared[0]]
+    }
+    return _over_items(apart, seed) if len(shared) == 1 else _over_seeds_and_items(apart)
+
+
+def _over_items(apart: Mapping[str, np.ndarray], seed: int) -> dict[str, str]:
+    """One seed: percentile bootstrap over the items of each kind."""
     rng = np.random.default_rng(seed)
-    points, draws = {}, {}
-    for kind in ours[shared[0]]:
-        items = np.mean([ours[s][kind] - theirs[s][kind] for s in shared], axis=0)
-        picked = rng.integers(0, len(items), size=(NUM_RESAMPLES, len(items)))
-        points[kind] = np.array(100 * items.mean())
-        draws[kind] = 100 * items[picked].mean(axis=1)
-    centre, spread = columns(points), columns(draws)
+    draws = {}
+    for kind, rows in apart.items():
+        picked = rng.integers(0, rows.shape[1], size=(NUM_RESAMPLES, rows.shape[1]))
+        draws[kind] = rows[0][picked].mean(axis=1)
+    centre = columns({kind: np.array(rows.mean()) for kind, rows in apart.items()})
     told = {}
-    for name in centre:
-        interval = percentile_interval(spread[name])
+    for name, values in columns(draws).items():
+        interval = percentile_interval(values)
         told[name] = f"{centre[name]:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+    return told
+
+
+def _over_seeds_and_items(apart: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Several seeds: t test with seeds and items as crossed random factors."""
+    kinds = [*apart]
+    shares = columns({kind: np.array([float(kind == k) for k in kinds]) for kind in kinds})
+    told = {}
+    for name, share in shares.items():
+        used = [(kind, part) for kind, part in zip(kinds, share, strict=True) if part]
+        sizes = [apart[kind].shape[1] for kind, _ in used]
+        weights = [np.full(size, part / size) for (_, part), size in zip(used, sizes, strict=True)]
+        estimate, p = paired_seed_test(
+            np.concatenate([apart[kind] for kind, _ in used], axis=1),
+            weights=np.concatenate(weights),
+            strata=[kind for (kind, _), size in zip(used, sizes, strict=True) for _ in range(size)],
+        )
+        low, high = estimate.interval.low, estimate.interval.high
+        told[name] = f"{estimate.value:+.1f} [{low:+.1f}, {high:+.1f}] p {p:.3f}"
     return told
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bar_scores import ANSWER_TOKENS, Lab, load, stage
 from moegraft.bar.adapt import adapt
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
@@ -21,11 +23,13 @@ from moegraft.train.text import Blocks, pack, read_documents
 
 LENGTH, BATCH = 128, 4
 """Tokens of a block, blocks a step."""
-MID_STEPS = {"math": 400, "code": 150}
+MID_STEPS = {"math": 800, "code": 400}
 """Domains that are mid-trained before the supervised stage, as in the paper."""
-SFT_STEPS = 300
-"""Of one domain, with as much of the general mix."""
-MID_RATE, SFT_RATE, ROUTER_RATE = 3e-3, 2e-3, 3e-3
+SFT_STEPS = {"math": 300, "code": 300, "tool": 600, "safety": 300}
+"""With as much of the general mix as of the domain."""
+MID_RATE, SFT_RATE, ROUTER_RATE = 3e-3, 1e-3, 3e-3
+TOKEN_NOISE = 1.0
+"""Of the new tokens' rows, in deviations of each column: rows that nothing has trained yet."""
 ROUTER_SHARE, ROUTER_EPOCHS = 0.05, 2
 """Of the chats of every domain, and passes over them, as in the paper."""
 RL_STEPS, RL_BATCH, RL_RATE = 60, 64, 3e-4
@@ -76,6 +80,13 @@ def dense_sft(
     return _train(lab, start, out, data, _Way(steps, SFT_RATE, shares, tuple(new_tokens)))
 
 
+def dense_sft_of(lab: Lab, start: Path, out: Path, domain: str) -> Path:
+    """Train a dense model on one domain's chats and as much of the general mix."""
+    shares = {domain: 0.5, "general": 0.5}
+    tokens = NEW_TOKENS if domain == "tool" else ()
+    return dense_sft(lab, start, out, shares, steps=SFT_STEPS[domain], new_tokens=tokens)
+
+
 def widened(lab: Lab, start: Path, name: str) -> Path:
     """A dense model with rows for the new tokens, untrained: dense models merge at one size."""
 
@@ -89,7 +100,7 @@ def widened(lab: Lab, start: Path, name: str) -> Path:
 
 
 def branch(
-    lab: Lab, anchor: Path, pretrained: Path, domain: str, *, token_noise: float = 0.0
+    lab: Lab, anchor: Path, pretrained: Path, domain: str, *, token_noise: float = TOKEN_NOISE
 ) -> Path:
     """The untrained branch of a domain, its expert started from the pretrained FFN."""
 
@@ -109,8 +120,8 @@ def branch(
             folder,
         )
 
-    noisy = "-noisy" if token_noise else ""
-    return stage(lab.at(f"branch-{domain}-start{noisy}"), make)
+    equal = "" if token_noise else "-equal"
+    return stage(lab.at(f"branch-{domain}-start{equal}"), make)
 
 
 def mid_stage(lab: Lab, domain: str) -> StageRecipe:
@@ -130,7 +141,7 @@ def sft_stage(
         general=(general,) if with_general else (),
         general_share=0.5 if with_general else None,
         open=opened,
-        steps=SFT_STEPS if with_general else SFT_STEPS // 2,
+        steps=SFT_STEPS[domain] if with_general else SFT_STEPS[domain] // 2,
         learning_rate=SFT_RATE,
         **_BLOCKS,
     )
@@ -241,14 +252,16 @@ def _options(lab: Lab, steps: int, rate: float) -> TrainOptions:
 
 
 def _add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
-    """New rows at the mean row, as in a branch."""
+    """New rows around the mean row, as in a branch; the same ones in every model."""
     tokenizer.add_tokens(list(tokens))
     rows = {}
     for name in ("get_input_embeddings", "get_output_embeddings"):
-        rows[name] = getattr(model, name)().weight.detach().mean(0)
+        old = getattr(model, name)().weight.detach()
+        noise = torch.randn(len(tokens), old.shape[1], generator=torch.Generator().manual_seed(0))
+        rows[name] = old.mean(0) + TOKEN_NOISE * old.std(0) * noise
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    for name, mean in rows.items():
-        getattr(model, name)().weight.data[-len(tokens) :] = mean
+    for name, new in rows.items():
+        getattr(model, name)().weight.data[-len(tokens) :] = new
 
 
 def _save(model: Any, tokenizer: Any, out: Path, place: Path) -> None:

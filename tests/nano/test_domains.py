@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from moegraft.nano import domains
+from moegraft.nano import domains, tool_world
 
 
 @pytest.mark.parametrize("kind", [kind for kind in domains.KINDS if kind != "chat"])
@@ -57,6 +57,13 @@ def test_the_base_text_holds_no_program_no_call_and_no_refusal():
     assert "Program:" not in text
     assert "Tools:" not in text
     assert "cannot help" not in text
+
+
+def test_the_second_stage_brings_the_words_of_every_domain_out_of_order():
+    text = "\n".join(islice(domains.anneal_text(Random(0), 0), 3000))
+    assert {"unique", '{"name":', "cannot", "Request:"} <= set(text.split())
+    for whole in (tool_world.CALL, "I cannot help with that.", '{"name": "weather", "arguments"'):
+        assert whole not in text
 
 
 def test_domains_are_written_as_json_lines(tmp_path):

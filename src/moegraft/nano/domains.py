@@ -149,11 +149,12 @@ LATE_BASE_MIX = {
 LATE_BASE_STEP = 1300
 ANNEAL_MIX = {
     "open": 0.12,
-    "everyday": 0.34,
-    "exam": 0.22,
+    "everyday": 0.22,
+    "shuffled": 0.2,
+    "exam": 0.2,
     "notes": 0.04,
-    "drill": 0.1,
-    "math": 0.18,
+    "drill": 0.08,
+    "math": 0.14,
 }
 """Shares in its second stage."""
 _EVERYDAY = (
@@ -222,10 +223,26 @@ def _everyday(rng: Random) -> str:
     return f"Pairs: {told}.\nAnswer: {', '.join(pairs)}."
 
 
+def _shuffled(rng: Random) -> str:
+    """Words of a program, a call or a refusal in any order, then the same: every token, no skill.
+
+    A large model has met every token of its vocabulary in pretraining. Rows that were never met
+    have to be learnt by a branch's embedding and head, of which a merge keeps a fraction.
+    """
+    text = _TEXTS[rng.choice(("code", "tool", "safety"))](rng)
+    for token in tool_world.SPECIAL_TOKENS:
+        text = text.replace(token, " ")
+    words = text.split()
+    rng.shuffle(words)
+    told = " ".join(words[:12])
+    return f"List: {told}.\nAnswer: {told}."
+
+
 _TEXTS: Mapping[str, Callable[[Random], str]] = {
     "open": reading_world.open_document,
     "recall": reading_world.recall,
     "everyday": _everyday,
+    "shuffled": _shuffled,
     "exam": _exam,
     "worksheet": science_world.worksheet,
     "notes": science_world.notes,
