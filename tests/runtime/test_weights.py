@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moegraft.checkpoint import open_checkpoint
-from moegraft.errors import CheckpointError, ResourceError
+from moegraft.errors import CheckpointError, RecipeError, ResourceError
 from moegraft.runtime import Host, fit
 from moegraft.runtime.load import fill, from_pretrained
+from moegraft.runtime.placement import parse_device_map
 from moegraft.runtime.weights import same_bits
 from tiny_families import TINY, build_tiny
 
@@ -21,10 +22,10 @@ CPU = torch.device("cpu")
 def test_a_streamed_model_is_the_one_that_transformers_loads(family, dtype, tmp_path, ids):
     build_tiny(family).to(dtype).save_pretrained(tmp_path)
     name = str(dtype).removeprefix("torch.")
-    sources = fit.prepare(str(tmp_path), {}, device=CPU, dtype=name, experts="eager")
+    sources = fit.prepare(str(tmp_path), {}, dtype=name, experts="eager")
     assert sources.own is not None
     assert sources.model is not None
-    fill(sources.model, sources.own, CPU)
+    fill(sources.model, sources.own)
     stock = from_pretrained(open_checkpoint(tmp_path), dtype, "eager", CPU)
     ours, theirs = sources.model.state_dict(), stock.state_dict()
     assert list(ours) == list(theirs)
@@ -45,13 +46,13 @@ def test_a_streamed_model_is_the_one_that_transformers_loads(family, dtype, tmp_
 
 def test_a_file_that_was_cut_meanwhile_is_one_clear_error(make_olmoe, tmp_path):
     path = make_olmoe(tmp_path / "a")
-    sources = fit.prepare(str(path), {}, device=CPU, dtype="auto", experts="eager")
+    sources = fit.prepare(str(path), {}, dtype="auto", experts="eager")
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100_000])
     assert sources.own is not None
     assert sources.model is not None
     with pytest.raises(CheckpointError, match="truncated since it was opened"):
-        fill(sources.model, sources.own, CPU)
+        fill(sources.model, sources.own)
     file.unlink()
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         sources.own["lm_head.weight"]
@@ -87,3 +88,18 @@ def test_packed_checkpoints_are_decoded_by_transformers_and_still_swap(tmp_path,
         Host.load(paths[0], {"donor": paths[1]}, device="cpu", memory_budget_bytes=150_000)
     with pytest.raises(ResourceError, match="donors cannot be streamed"):
         fit.estimate_memory(paths[0], {}, "streamed")
+
+
+def test_packed_checkpoints_in_pieces_are_whole_ones_but_not_between_cpu_and_gpu(tmp_path, ids):
+    path = save_packed(tmp_path, seed=0)
+    whole, parts = (
+        Host.load(path, {}, **where)
+        for where in ({"device": "cpu"}, {"device_map": {"": "cpu", "lm_head": "cpu"}})
+    )
+    with torch.no_grad():
+        assert torch.equal(whole.model(ids % 64).logits, parts.model(ids % 64).logits)
+    sources = fit.prepare(path, {}, dtype="auto", experts="eager")
+    apart = fit.settle(sources, parse_device_map({"": "cpu", "lm_head": 0}), None)
+    assert abs(apart.estimate("resident").host_bytes / whole.memory.host_bytes - 1) < 0.1
+    with pytest.raises(RecipeError, match="partly on the CPU and partly on a GPU; name GPUs only"):
+        from_pretrained(sources.host, torch.bfloat16, "eager", apart.placement)

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from moegraft.cli.options import DeviceMapOption, parse_device_map
 from moegraft.errors import RecipeError, RunError
 
 _OF_RUN = ("host", "donor", "seed", "dtype", "qk_norm", "chat_template", "chat_template_kwargs")
@@ -56,6 +57,7 @@ def blame(
         list[Path] | None, typer.Option(help="Folder with more task files; repeatable.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device_map: DeviceMapOption = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one pass.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder to make; default: RUN/blame/CONDITION.")
@@ -87,6 +89,7 @@ def blame(
     recipe = parse_recipe(_of_run(run) | given, BlameRecipe, where=_where(run, given))
     execution = Execution(
         device=device,
+        device_map=parse_device_map(device_map),
         data_dir=data,
         include=tuple(include or ()),
         batch_tokens=batch_tokens,

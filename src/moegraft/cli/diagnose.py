@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from moegraft.cli.evaluation import write_json
+from moegraft.cli.options import DeviceMapOption, parse_device_map
 from moegraft.cli.steps import draw_figures, say, show_steps, write_content
 from moegraft.errors import CheckpointError, RecipeError
 
@@ -37,6 +38,7 @@ def diagnose(
     data: _TaskData = None,
     include: _Include = None,
     device: _Device = "auto",
+    device_map: DeviceMapOption = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass.")] = None,
     as_json: _Json = False,
 ) -> None:
@@ -55,6 +57,7 @@ def diagnose(
     )
     execution = Execution(
         device=device,
+        device_map=parse_device_map(device_map),
         data_dir=data,
         include=tuple(include or ()),
         batch_tokens=batch_tokens,
@@ -90,6 +93,7 @@ def profile(
     task_data: _TaskData = None,
     include: _Include = None,
     device: _Device = "auto",
+    device_map: DeviceMapOption = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     batch_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = 4096,
     out: Annotated[
@@ -107,11 +111,13 @@ def profile(
     from moegraft.transfer.live import composed
 
     _check_profile(donor, configuration, max_tokens=max_tokens, window=window, limit=limit)
+    devices = parse_device_map(device_map)
     host = Host.load(
         checkpoint,
         {} if donor is None else {"donor": donor},
         device=device,
-        dtype=dtype_on(device, dtype),
+        device_map=devices,
+        dtype=dtype_on(device, dtype, devices),
     )
     if host.tokenizer is None:
         raise CheckpointError(f"{checkpoint}: no tokenizer, and texts cannot be read without one")

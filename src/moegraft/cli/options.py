@@ -6,8 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,6 +21,13 @@ from rich.progress import (
 )
 
 from moegraft.errors import RecipeError
+
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option(
+        help="auto, balanced, sequential, or a YAML file of MODULE: DEVICE; several GPUs."
+    ),
+]
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _STAGES = {"control": "A/A control", "confirm": "confirmation"}
@@ -75,6 +84,25 @@ def parse_bytes(text: str) -> int:
     unit = _UNITS[match[2].upper()]
     power = {1: 0, 10**3: 1, 10**6: 2, 10**9: 3, 10**12: 4}[unit]
     return int(float(match[1]) * (1024**power if match[3] else unit))
+
+
+def parse_device_map(text: str | None) -> str | dict[str, str | int] | None:
+    """`--device-map`: a name, or a YAML file with a device for each module."""
+    if text is None or not Path(text).suffix:
+        return text
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise RecipeError(f"--device-map {text}: cannot be read: {said}") from None
+    if not isinstance(found, dict) or not all(
+        isinstance(module, str) and isinstance(device, str | int)
+        for module, device in found.items()
+    ):
+        raise RecipeError(f"--device-map {text}: expected lines such as 'model.layers.0: cuda:0'")
+    return found
 
 
 def command_line() -> str:

@@ -14,7 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from moegraft.cli.evaluation import DataOption, DeviceOption, IncludeOption, write_json
-from moegraft.cli.options import command_line, parse_weights
+from moegraft.cli.options import (
+    DeviceMapOption,
+    command_line,
+    parse_device_map,
+    parse_weights,
+)
 from moegraft.errors import RecipeError
 
 _WIDE = 100
@@ -56,9 +61,11 @@ def select(
     data: DataOption = None,
     include: IncludeOption = None,
     device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Choose the best composition on some items, confirm it on others, and write its recipe."""
+    from moegraft.evals.execution import Execution
     from moegraft.sweep.select import recipe_of_choice, select, told, write_choice
 
     numbers = {"budget": budget, "groups": groups, "confirm_items": confirm_items}
@@ -66,9 +73,17 @@ def select(
         if weights:
             raise RecipeError("--weights: a search is for one condition; leave it out")
         given = {"host": host, "donor": donor, "condition": condition, "seed": seed, **numbers}
-        _search(run, given, out, data=data, include=include, device=device, as_json=as_json)
+        execution = Execution(
+            device=device,
+            device_map=parse_device_map(device_map),
+            data_dir=data,
+            include=tuple(include or ()),
+            command=command_line(),
+        )
+        _search(run, given, out, execution, as_json=as_json)
         return
-    idle = [f"--{name.replace('_', '-')}" for name, value in numbers.items() if value is not None]
+    searching = {**numbers, "device_map": device_map}
+    idle = [f"--{key.replace('_', '-')}" for key, value in searching.items() if value is not None]
     if idle:
         raise RecipeError(f"{idle[0]}: has an effect only with --search")
     if run is None:
@@ -100,15 +115,12 @@ def _search(
     run: Path | None,
     given: Mapping[str, Any],
     out: Path | None,
+    execution: Any,
     *,
-    data: Path | None,
-    include: list[Path] | None,
-    device: str,
     as_json: bool,
 ) -> None:
     """Search for a composition, and say what held-out items confirm."""
     from moegraft.config import parse_recipe
-    from moegraft.evals.execution import Execution
     from moegraft.sweep.search_run import SearchRecipe, run_search
     from moegraft.sweep.select import told
 
@@ -119,9 +131,6 @@ def _search(
     if missing or out is None:
         raise RecipeError(f"--search: {', '.join(missing)} missing")
     recipe = parse_recipe(asked, SearchRecipe, where="select --search")
-    execution = Execution(
-        device=device, data_dir=data, include=tuple(include or ()), command=command_line()
-    )
     with _progress(Console(stderr=True)) as on_step:
         content = run_search(recipe, out, execution, on_step=on_step)
     if as_json:

@@ -8,8 +8,10 @@ import typer
 from rich.console import Console
 
 from moegraft.cli.options import (
+    DeviceMapOption,
     command_line,
     parse_bytes,
+    parse_device_map,
     parse_limit,
     parse_shard,
     show_progress,
@@ -63,8 +65,9 @@ def sweep(
     ] = None,
     shard: Annotated[str, typer.Option(help="i/n: this is the i-th of n processes.")] = "1/1",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device_map: DeviceMapOption = None,
     memory_budget: Annotated[
-        str | None, typer.Option(help="Memory for host and donors, e.g. 16GB.")
+        str | None, typer.Option(help="Memory for host and donors on each device, e.g. 16GB.")
     ] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass.")] = None,
     batch_rows: Annotated[int | None, typer.Option(help="Generations in flight.")] = None,
@@ -90,6 +93,7 @@ def sweep(
     wanted = _recipe(recipe, {key: value for key, value in asked.items() if value is not None})
     execution = Execution(
         device=device,
+        device_map=parse_device_map(device_map),
         data_dir=data,
         include=tuple(include or ()),
         shard=parse_shard(shard),

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from moegraft.cli.evaluation import write_json
+from moegraft.cli.options import DeviceMapOption, parse_device_map
 from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.steps import draw_figures, say, show_steps, write_content
 from moegraft.errors import CheckpointError, RecipeError
@@ -56,6 +57,7 @@ def identify(
         list[Path] | None, typer.Option(help="Folder with more task files; repeatable.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device_map: DeviceMapOption = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     batch_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = 4096,
     out: Annotated[
@@ -94,8 +96,17 @@ def identify(
             "data_dir": task_data,
             "include": tuple(include or ()),
         }
-        where = {"device": device, "dtype": dtype, "batch_tokens": batch_tokens}
-        table = _measure(checkpoint, data, reading, out=out, top=top, **where)
+        table = _measure(
+            checkpoint,
+            data,
+            reading,
+            out=out,
+            top=top,
+            device=device,
+            device_map=parse_device_map(device_map),
+            dtype=dtype,
+            batch_tokens=batch_tokens,
+        )
     choice = identify_experts(table, num_best=top, score=by, num_resamples=resamples, seed=seed)
     found = choice.as_dict()
     if shift is not None:
@@ -154,6 +165,7 @@ def _measure(
     out: Path | None,
     top: int,
     device: str,
+    device_map: Any,
     dtype: str,
     batch_tokens: int,
 ) -> Any:
@@ -170,7 +182,8 @@ def _measure(
     opened = open_checkpoint(checkpoint)
     moe_layers(opened)
     check_top(opened, top)
-    host = Host.load(checkpoint, {}, device=device, dtype=dtype_on(device, dtype))
+    dtype = dtype_on(device, dtype, device_map)
+    host = Host.load(checkpoint, {}, device=device, device_map=device_map, dtype=dtype)
     if host.tokenizer is None:
         raise CheckpointError(f"{checkpoint}: no tokenizer, and texts cannot be read without one")
     domains = read_domains(data, host.tokenizer, **reading)

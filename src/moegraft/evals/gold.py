@@ -98,7 +98,8 @@ def gold_logprob_sum(model: Any, batch: GoldBatch) -> Float[Tensor, ""]:
             use_cache=False,
             **Forward(model).options,
         ).logits[0]
-    return logits.float().log_softmax(-1).gather(1, batch.targets[:, None]).sum()
+    targets = batch.targets[:, None].to(logits.device)
+    return logits.float().log_softmax(-1).gather(1, targets).sum()
 
 
 def _batch(pairs: Sequence[Pair], width: int, device: torch.device) -> GoldBatch:

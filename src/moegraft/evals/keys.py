@@ -36,7 +36,7 @@ def engine_ingredients(host: Any) -> dict[str, Any]:
         "experts_implementation": getattr(config, "_experts_implementation", None),
         "attention_implementation": getattr(config, "_attn_implementation", None),
         "dtype": str(host.dtype).removeprefix("torch."),
-        "device": host.device.type,
+        "device": "+".join(sorted({weight.device.type for weight in host.model.parameters()})),
         "eos_ids": sorted(host.eos_ids),
     }
 

@@ -84,9 +84,13 @@ def device_name(host: Any) -> str:
     """The device of a host in words, for env.json."""
     import torch
 
-    if host.device.type == "cuda":
-        return f"{host.device} ({torch.cuda.get_device_name(host.device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    devices = dict.fromkeys(weight.device for weight in host.model.parameters())
+    return " and ".join(
+        f"{device} ({torch.cuda.get_device_name(device)})"
+        if device.type == "cuda"
+        else f"{device} ({torch.get_num_threads()} threads)"
+        for device in devices
+    )
 
 
 def _git_commit() -> str | None:

@@ -118,16 +118,17 @@ class SlotLayer(CacheLayerMixin):
             self.keys[rows, :, start:end] = key_states
             self.values[rows, :, start:end] = value_states
         else:
+            start = start.to(self.keys.device)
             each = torch.arange(rows.stop, device=start.device)
             self.keys[each, :, start] = key_states[:, :, 0]
             self.values[each, :, start] = value_states[:, :, 0]
         return self.keys[rows, :, :end], self.values[rows, :, :end]
 
     def _update_packed(self, rows: Tensor, *states: Tensor) -> tuple[Tensor, Tensor]:
-        shown = []
+        shown, slots = [], self.cache.start
         for held, new in zip((self.keys, self.values), states, strict=True):
-            assert held is not None
-            held[rows, :, self.cache.start] = new[0].transpose(0, 1)
+            assert held is not None and isinstance(slots, Tensor)
+            held[rows.to(held.device), :, slots.to(held.device)] = new[0].transpose(0, 1)
             shown.append(torch.cat([held[:1, :, : self.cache.prefix], new], dim=2))
         return shown[0], shown[1]
 
@@ -178,6 +179,7 @@ class Forward:
         config = model.config.get_text_config(decoder=True)
         self.num_layers: int = config.num_hidden_layers
         self.device: torch.device = model.get_input_embeddings().weight.device
+        """Where token ids go; logits come from that of the head."""
         kinds = set(getattr(config, "layer_types", None) or ())
         window = getattr(config, "sliding_window", None)
         # Models with several kinds of attention take one mask per kind.
@@ -216,11 +218,9 @@ class Forward:
         """Memory that generations may fill with keys and values."""
         if self.device.type != "cuda":
             return _CPU_CACHE_BYTES
-        free, _ = torch.cuda.mem_get_info(self.device)
-        reusable = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(
-            self.device
-        )
-        return (free + reusable) // 2
+        devices = {parameter.device for parameter in self.model.parameters()}
+        # Each layer's keys and values are on its device: the fullest one decides.
+        return min(map(_reusable_bytes, devices)) * len(devices) // 2
 
     @torch.no_grad()
     def __call__(
@@ -285,6 +285,14 @@ class Forward:
                 input_ids=ids, attention_mask=mask.long(), use_cache=False, **self.options
             ).logits
         return logits[0]
+
+
+def _reusable_bytes(device: torch.device) -> int:
+    """Memory of a GPU that is free, or reserved by torch and not in use; no limit elsewhere."""
+    if device.type != "cuda":
+        return 2**63
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

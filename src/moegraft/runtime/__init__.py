@@ -5,7 +5,7 @@ from typing import Any
 
 _EXPORTS = {
     "Host": "moegraft.runtime.host",
-    "MemoryEstimate": "moegraft.runtime.fit",
+    "MemoryEstimate": "moegraft.runtime.memory",
     "Patch": "moegraft.runtime.swap",
     "estimate_memory": "moegraft.runtime.fit",
     "swapped": "moegraft.runtime.swap",

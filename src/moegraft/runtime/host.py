@@ -14,9 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moegraft.checkpoint import Checkpoint
 from moegraft.errors import IncompatibleError, RecipeError
 from moegraft.runtime.exchange import exchanged
-from moegraft.runtime.fit import MemoryEstimate, Mode, Sources, choose, prepare
+from moegraft.runtime.fit import Sources, choose, prepare, settle
 from moegraft.runtime.identity import component_hashes, config_differences
 from moegraft.runtime.load import fill, from_pretrained, resident, shared
+from moegraft.runtime.memory import MemoryEstimate, Mode
+from moegraft.runtime.placement import DeviceMap, Placement, parse_device_map
 from moegraft.runtime.swap import Patch, slots, swapped
 from moegraft.runtime.tokens import (
     eos_ids,
@@ -49,6 +51,7 @@ class Host:
         donor_tokenizers: by donor name; None where a checkpoint has none.
         memory: the pre-flight's estimate, and with it the mode: `resident`, or `streamed` where
             memory holds one model only.
+        placement: where every part of the model is; a donor's tensors are beside the host's.
     """
 
     model: PreTrainedModel
@@ -60,6 +63,7 @@ class Host:
     id_maps_differ: dict[str, bool]
     donor_tokenizers: dict[str, PreTrainedTokenizerBase | None]
     memory: MemoryEstimate
+    placement: Placement
     _donors: Mapping[str, Weights] = field(repr=False)
     _identical: Mapping[str, frozenset[str]] = field(repr=False)
     _on_disk: StreamedWeights | None = field(repr=False)
@@ -73,6 +77,7 @@ class Host:
         donors: Mapping[str, str],
         *,
         device: str = "auto",
+        device_map: DeviceMap | None = None,
         dtype: str = "auto",
         experts_implementation: str | None = None,
         memory_budget_bytes: int | None = None,
@@ -85,24 +90,26 @@ class Host:
             host: folder, `org/name[@revision]` or `nano:NAME`.
             donors: checkpoints by the name that recipes use.
             device: a torch device, or `auto` for CUDA where there is one, else the CPU.
+            device_map: in place of `device`, for models that are larger than one: `auto`,
+                `balanced`, `sequential`, or a device for each module. Nothing is offloaded.
             dtype: `float32`, `bfloat16`, `float16`, or `auto` for the host's stored dtype.
             experts_implementation: as in transformers; by default `eager` on the CPU and
                 `grouped_mm` on CUDA, each the fastest there.
-            memory_budget_bytes: what host and donors may take on the device.
+            memory_budget_bytes: what host and donors may take on each device.
 
         Raises:
             CheckpointError: a source cannot be opened or loaded.
             IncompatibleError: a donor differs from the host in family, shape or stored dtype.
-            RecipeError: a donor is called `host`.
+            RecipeError: a donor is called `host`, no such GPU, or the device map does not fit.
             ResourceError: the budget is too small for any mode.
         """
         if HOST in donors:
             raise RecipeError(f"a donor cannot be called {HOST!r}: that name means the host itself")
-        where = _device(device)
-        implementation = experts_implementation or (
-            "grouped_mm" if where.type == "cuda" else "eager"
-        )
-        sources = prepare(host, donors, device=where, dtype=dtype, experts=implementation)
+        where = _where(device, device_map)
+        implementation = experts_implementation or ("grouped_mm" if _on_gpu(where) else "eager")
+        sources = prepare(host, donors, dtype=dtype, experts=implementation)
+        sources = settle(sources, where, memory_budget_bytes)
+        _check_present(sources.placement.devices)
         estimate = choose(sources, memory_budget_bytes)
         _log.info("%s", estimate)
         checkpoint, opened = sources.host, dict(sources.donors)
@@ -131,6 +138,7 @@ class Host:
             },
             donor_tokenizers=tokenizers,
             memory=estimate,
+            placement=sources.placement,
             _donors=held,
             _identical=sources.identical,
             _on_disk=sources.own if estimate.mode == "streamed" else None,
@@ -138,8 +146,19 @@ class Host:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Where token ids go: that of the model, or of its embedding where it is on several."""
         return next(iter(self._own.values())).device
+
+    @property
+    def device_map(self) -> dict[str, str] | None:
+        """The device of each part of the model; None where it is on one as a whole."""
+        placed = {module: str(device) for module, device in self.placement.by_module.items()}
+        return None if "" in placed else placed
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All devices that hold a part of the model."""
+        return tuple(dict.fromkeys(tensor.device for tensor in self._own.values()))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -163,7 +182,7 @@ class Host:
         return tuple(self._own)
 
     def donor_parameter(self, donor: str, live_name: str) -> Tensor:
-        """A donor's tensor in the host's dtype, on the host's device.
+        """A donor's tensor in the host's dtype, on the device of the host's own.
 
         It is the host's own object where both agree bit for bit (resident mode); in the streamed
         mode every call reads it anew. Never write into it.
@@ -190,7 +209,7 @@ class Host:
             return self.parameter(live_name)
         if not isinstance(held, StreamedWeights) or live_name not in held:
             return self.donor_parameter(donor, live_name)
-        key = (donor, held.reads[live_name])
+        key = (donor, held.reads[live_name], self.placement.device_of(live_name))
         return self._lazy.setdefault(key, partial(held.__getitem__, live_name))
 
     def donor_config(self, donor: str) -> Mapping[str, Any]:
@@ -267,14 +286,14 @@ class Host:
 
 def _load(sources: Sources, mode: Mode, experts: str) -> tuple[PreTrainedModel, dict[str, Weights]]:
     if sources.own is None or sources.model is None:
-        args = (sources.dtype, experts, sources.device)
+        args = (sources.dtype, experts, sources.placement)
         model = from_pretrained(sources.host, *args)
         own = model.state_dict(keep_vars=True)
         return model, {
             name: shared(own, from_pretrained(donor, *args).state_dict(keep_vars=True), name)
             for name, donor in sources.donors.items()
         }
-    fill(sources.model, sources.own, sources.device)
+    fill(sources.model, sources.own)
     if mode == "streamed":
         return sources.model, dict(sources.streamed)
     own = {name: slot.tensor for name, slot in slots(sources.model).items()}
@@ -284,10 +303,28 @@ def _load(sources: Sources, mode: Mode, experts: str) -> tuple[PreTrainedModel, 
     }
 
 
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+def _where(
+    device: str, device_map: DeviceMap | None
+) -> torch.device | dict[str, torch.device] | str:
+    if device_map is None:
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(found if device == "auto" else device)
+    if device != "auto":
+        raise RecipeError(f"device {device!r} and a device map: give one of them")
+    return parse_device_map(device_map)
+
+
+def _check_present(devices: Sequence[torch.device]) -> None:
+    for device in devices:
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise RecipeError(f"no {device} here: {torch.cuda.device_count()} GPUs are visible")
+
+
+def _on_gpu(where: torch.device | dict[str, torch.device] | str) -> bool:
+    if isinstance(where, str):
+        return torch.cuda.is_available()
+    devices = [where] if isinstance(where, torch.device) else where.values()
+    return all(device.type == "cuda" for device in devices)
 
 
 def _named(held: Mapping[str, Tensor], name: str, owner: str) -> Tensor:

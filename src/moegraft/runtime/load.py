@@ -10,7 +10,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import logging as transformers_logging
 
 from moegraft.checkpoint import Checkpoint
-from moegraft.errors import CheckpointError, IncompatibleError
+from moegraft.errors import CheckpointError, IncompatibleError, RecipeError
+from moegraft.runtime.placement import Placement, connect
 from moegraft.runtime.swap import slots
 from moegraft.runtime.weights import DTYPES, StreamedWeights, Weights, same_bits
 
@@ -126,7 +127,7 @@ def is_stacked_only(model: PreTrainedModel) -> bool:
     return done <= _PLAIN_CONVERSIONS
 
 
-def stream(checkpoint: Checkpoint, model: PreTrainedModel, device: torch.device) -> StreamedWeights:
+def stream(checkpoint: Checkpoint, model: PreTrainedModel) -> StreamedWeights:
     """The tensors of `checkpoint` as `model` has them.
 
     Raises:
@@ -135,34 +136,47 @@ def stream(checkpoint: Checkpoint, model: PreTrainedModel, device: torch.device)
     like = {name: slot.tensor for name, slot in slots(model).items()}
     ties = getattr(model, "all_tied_weights_keys", None) or model._tied_weights_keys or {}
     tied = {a: b for a, b in dict(ties).items() if a in like and b in like}
-    return StreamedWeights(checkpoint, like, tied, device)
+    return StreamedWeights(checkpoint, like, tied)
 
 
-def fill(model: PreTrainedModel, weights: Weights, device: torch.device) -> None:
-    """Give every parameter and buffer of a skeleton its storage on `device`."""
+def fill(model: PreTrainedModel, weights: StreamedWeights) -> None:
+    """Give every parameter and buffer of a skeleton its storage, where `weights` are placed."""
     for slot in {id(slot.tensor): slot for slot in slots(model).values()}.values():
-        slot.tensor.data = weights[slot.name]
-    for module in model.modules():
+        new = weights[slot.name]
+        if isinstance(slot.tensor, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=False)
+        for table, key in slot.places:
+            table[key] = new
+    for prefix, module in model.named_modules():
         for name in module._non_persistent_buffers_set:
             buffer = module._buffers[name]
             if buffer is not None:
-                module._buffers[name] = buffer.to(device)
+                module._buffers[name] = buffer.to(weights.placement.device_of(prefix))
+    connect(model, weights.placement)
 
 
 def from_pretrained(
-    checkpoint: Checkpoint, dtype: torch.dtype, experts: str, device: torch.device
+    checkpoint: Checkpoint, dtype: torch.dtype, experts: str, where: torch.device | Placement
 ) -> PreTrainedModel:
     """The live model, loaded by transformers: for checkpoints that are quantised or converted.
 
     Raises:
         CheckpointError: transformers refuses, or finds tensors missing.
+        RecipeError: a part on the CPU and another on a GPU, which transformers would offload.
     """
+    devices = Placement.on(where) if isinstance(where, torch.device) else where
+    on_cpu = [device.type == "cpu" for device in devices.devices]
+    if any(on_cpu) and not all(on_cpu):
+        raise RecipeError(
+            f"{checkpoint.source}: its tensors are packed or converted on load, so it cannot be "
+            "partly on the CPU and partly on a GPU; name GPUs only"
+        )
     try:
         model, info = _quietly(
             AutoModelForCausalLM.from_pretrained,
             str(checkpoint.path),
             dtype=dtype,
-            device_map=None if device.type == "cpu" else {"": device},
+            device_map=None if all(on_cpu) else dict(devices.by_module),
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
@@ -205,10 +219,10 @@ def resident(own: Weights, streamed: StreamedWeights, identical: frozenset[str])
         if name in identical:
             held[name] = own[name]
             continue
-        reads = streamed.reads[name]
-        if reads not in seen:
-            seen[reads] = nn.Parameter(streamed[name], requires_grad=False)
-        held[name] = seen[reads]
+        key = streamed.reads[name], streamed.placement.device_of(name)
+        if key not in seen:
+            seen[key] = nn.Parameter(streamed[name], requires_grad=False)
+        held[name] = seen[key]
     return held
 
 

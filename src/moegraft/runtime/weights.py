@@ -1,16 +1,18 @@
 """A checkpoint's tensors under live names, read from its files each time one is asked for."""
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from mmap import mmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from moegraft.checkpoint import Checkpoint
 from moegraft.errors import CheckpointError, FamilyError, IncompatibleError
+from moegraft.runtime.placement import Placement
 
 Weights = Mapping[str, Tensor]
 """Tensors by live name."""
@@ -39,7 +41,7 @@ class _Read(NamedTuple):
     """First element in the flattened live tensor."""
 
 
-class StreamedWeights(Weights):
+class StreamedWeights(Mapping[str, Any]):  # Any: checking its type must not read a tensor
     """Live tensors assembled from stored bytes on demand; holds headers, never tensors.
 
     Reading costs one new tensor, in the live dtype, and leaves no file mapped. Published experts
@@ -47,22 +49,19 @@ class StreamedWeights(Weights):
     are bit-identical to `from_pretrained`'s.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, like: Weights, tied: Mapping[str, str], device: torch.device
-    ) -> None:
-        """Find the bytes of every tensor, without reading one.
+    def __init__(self, checkpoint: Checkpoint, like: Weights, tied: Mapping[str, str]) -> None:
+        """Find the bytes of every tensor, without reading one; they will be read to the CPU.
 
         Args:
             checkpoint: where the bytes are.
             like: shapes and dtypes by live name; may be on the meta device.
             tied: for each live name that need not be stored, the name that it shares.
-            device: where tensors shall be.
 
         Raises:
             IncompatibleError: a tensor is not stored, or has another shape or a packed dtype.
         """
         self.checkpoint = checkpoint
-        self.device = device
+        self.placement = Placement.on("cpu")
         self._like = {name: (tuple(t.shape), t.dtype) for name, t in like.items()}
         self.reads: dict[str, tuple[_Read, ...]] = {}
         for name, tensor in like.items():
@@ -73,10 +72,17 @@ class StreamedWeights(Weights):
                     raise
                 self.reads[name] = _reads(checkpoint, tied[name], like[tied[name]])
 
+    def on(self, placement: Placement) -> "StreamedWeights":
+        """The same tensors, to be read to where `placement` says."""
+        other = copy.copy(self)
+        other.placement = placement
+        return other
+
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor. Raises CheckpointError when its file has changed or gone."""
         shape, dtype = self._like[name]
-        tensor = _room(torch.Size(shape), dtype, pinned=self.device.type == "cuda")
+        device = self.placement.device_of(name)
+        tensor = _room(torch.Size(shape), dtype, pinned=device.type == "cuda")
         flat = tensor.view(-1)
         for read in self.reads[name]:
             if read.dtype == dtype:
@@ -85,7 +91,7 @@ class StreamedWeights(Weights):
                 raw = torch.empty(read.nbytes // read.dtype.itemsize, dtype=read.dtype)
                 _fill(raw, read)
                 flat[read.at : read.at + raw.numel()].copy_(raw)
-        return tensor.to(self.device)
+        return tensor.to(device)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._like)

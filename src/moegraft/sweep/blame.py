@@ -121,7 +121,8 @@ def run_blame(
             recipe.host,
             {DONOR: recipe.donor},
             device=execution.device,
-            dtype=dtype_on(execution.device, recipe.dtype),
+            device_map=execution.device_map,
+            dtype=dtype_on(execution.device, recipe.dtype, execution.device_map),
             memory_budget_bytes=execution.memory_budget_bytes,
         )
         notes = _notes(host)
@@ -190,7 +191,7 @@ class _Blame:
             "schema": SCHEMA,
             "recipe": _plain(recipe),
             "condition": condition.name,
-            "device": str(self.host.device),
+            "device": " and ".join(map(str, self.host.devices)),
             "dtype": str(self.host.dtype).removeprefix("torch."),
             "env": environment(),
             "items": {"ranking": [i.hash for i in first], "confirmation": [i.hash for i in second]},

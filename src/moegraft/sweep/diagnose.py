@@ -279,7 +279,7 @@ def _about(host: Host, texts: Mapping[str, Sequence[Text]]) -> dict[str, Any]:
         "schema": SCHEMA,
         "host": host.checkpoint.source,
         "donor": host.donor_checkpoints[DONOR].source,
-        "device": str(host.device),
+        "device": " and ".join(map(str, host.devices)),
         "dtype": str(host.dtype).removeprefix("torch."),
         "conditions": [
             {

@@ -85,6 +85,7 @@ def diagnose_run(
         recipe.host,
         {DONOR: recipe.donor, **recipe.donors},
         device=where.device,
+        device_map=where.device_map,
         dtype=env["dtype"],
         memory_budget_bytes=where.memory_budget_bytes,
     )

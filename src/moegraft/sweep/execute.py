@@ -106,7 +106,8 @@ def _load(
         recipe.host,
         donors,
         device=execution.device,
-        dtype=dtype_on(execution.device, recipe.dtype),
+        device_map=execution.device_map,
+        dtype=dtype_on(execution.device, recipe.dtype, execution.device_map),
         memory_budget_bytes=execution.memory_budget_bytes,
     )
     plans = plan_configurations(host, configurations)
@@ -223,6 +224,7 @@ def _record(run: _Loaded, cells: Sequence[Cell], on_note: Callable[[str], None])
             for name, checkpoint in ((HOST, host.checkpoint), *host.donor_checkpoints.items())
         },
         "device": device_name(host),
+        "device_map": host.device_map,
         "dtype": str(host.dtype).removeprefix("torch."),
         "seed": run.recipe.seed,
         "command": run.execution.command,

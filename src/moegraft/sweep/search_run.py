@@ -149,7 +149,8 @@ def open_arena(
         recipe.host,
         {DONOR: recipe.donor},
         device=execution.device,
-        dtype=dtype_on(execution.device, recipe.dtype),
+        device_map=execution.device_map,
+        dtype=dtype_on(execution.device, recipe.dtype, execution.device_map),
         memory_budget_bytes=execution.memory_budget_bytes,
     )
     if recipe.groups > host.checkpoint.num_layers:
