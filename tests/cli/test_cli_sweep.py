@@ -73,6 +73,7 @@ def test_a_sweep_prints_table_2_and_the_report_and_exports_without_torch(
         (["--host", "a", "--donor", "b", "--shard", "3/2"], "--shard: expected i/n with i from 1"),
         (["--host", "a", "--donor", "b", "--memory-budget", "big"], "expected a size such as 16GB"),
         (["--host", "a", "--donor", "b", "--preset", "papre"], "preset: "),
+        (["--host", "a", "--donor", "b", "--device-map", "none.yaml"], "none.yaml: cannot be read"),
         (["missing.yaml"], "missing.yaml: no such recipe file"),
         (["--host", "a", "--donor", "b", "--configurations", "router,routre"], "did you mean"),
     ],
@@ -84,6 +85,30 @@ def test_a_wrong_option_is_one_line_and_leaves_nothing_behind(
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_device_map_is_recorded_and_changes_no_result(
+    moegraft, recipe_file, tiny_tasks, tmp_path
+):
+    parts = {"model": "cpu", "lm_head": "cpu"}
+    (tmp_path / "map.yaml").write_text(json.dumps(parts))
+    rows, envs = [], []
+    by_map = ("--device-map", tmp_path / "map.yaml")
+    for name, where in (("whole", ("--device", "cpu")), ("parts", by_map)):
+        run = tmp_path / name
+        asked = ("--out", run, "--include", tiny_tasks, "--limit", 2, *where)
+        code, _, err = moegraft("sweep", recipe_file, *asked)
+        assert code == 0, err
+        rows.append((run / "items" / "experts" / "tiny_choose.jsonl").read_text())
+        envs.append(json.loads((run / "env.json").read_text()))
+    assert rows[0] == rows[1]
+    assert envs[0]["device_map"] is None
+    assert envs[1]["device_map"]["model.layers.1"] == "cpu"
+    assert envs[0]["device"] == envs[1]["device"]
+    (tmp_path / "map.yaml").write_text("[cpu]")
+    code, _, err = moegraft("sweep", recipe_file, "--device-map", tmp_path / "map.yaml", *asked[:2])
+    assert (code, err.count("\n")) == (2, 1)
+    assert "map.yaml: expected lines such as 'model.layers.0: cuda:0'" in err
 
 
 def test_a_report_of_nothing_is_one_line(moegraft, tmp_path):
