@@ -30,8 +30,9 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
+# Simulations of levels and coverage, and kills: 20 minutes of processor time.
 test-slow: setup
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m slow --timeout 3600 --durations 20
 
 # The oldest versions that pyproject.toml admits, in an environment of their own.
 test-floor:

@@ -48,7 +48,7 @@ class Found:
 
 def fresh(arena: Arena) -> Arena:
     """The same question with nothing known and nothing spent."""
-    return replace(arena, spent=0, golds={})
+    return replace(arena, spent=0, golds={}, finals={})
 
 
 def by_search(

@@ -66,6 +66,7 @@ def test_json_holds_table_and_choice(moegraft, run_dir):
     assert [entry["condition"] for entry in content["table"]] == ["a/0-shot", "b"]
     assert content["choice"]["configuration"] == "experts"
     assert content["choice"]["exceeds"]
+    assert content["choice"]["recommended"] == "experts"
     assert content["recipe"] is None
 
 
@@ -113,7 +114,10 @@ def test_a_search_prints_what_it_confirmed_and_writes_a_recipe(
     assert code == 0, err
     assert "Highest gold log-probability" in text
     assert "item evaluations." in text
-    assert f"compose: moegraft transfer {out / 'recipe.yaml'} --out DIR" in text
+    choice = json.loads((out / "search.json").read_text())["choice"]
+    assert choice["recommended"] == choice["parent"]  # random weights: nothing to gain
+    assert f"ship the {choice['parent']}" in text
+    assert f"compose all the same: moegraft transfer {out / 'recipe.yaml'} --out DIR" in text
     code, text, err = moegraft("transfer", out / "recipe.yaml", "--out", tmp_path / "made")
     assert code == 0, err
 
@@ -123,7 +127,7 @@ def test_a_search_prints_what_it_confirmed_and_writes_a_recipe(
     again = tmp_path / "again"
     code, text, err = moegraft("select", run, *asked, *where, "--out", again, "--json")
     assert code == 0, err
-    assert json.loads(text)["choice"] == json.loads((out / "search.json").read_text())["choice"]
+    assert json.loads(text)["choice"] == choice
 
 
 def test_it_runs_without_torch(run_dir):

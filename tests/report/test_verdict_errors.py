@@ -77,16 +77,19 @@ def claims(summary):
     ("num_runs", "passage"),
     [
         (12, None),
-        pytest.param(300, None, marks=pytest.mark.slow),
-        pytest.param(300, 3, marks=pytest.mark.slow),
+        pytest.param(200, None, marks=pytest.mark.slow),
+        pytest.param(200, 3, marks=pytest.mark.slow),
     ],
 )
-def test_each_kind_of_false_claim_is_made_in_at_most_one_run_of_twenty(num_runs, passage):
+def test_each_kind_of_false_claim_is_made_in_at_most_one_run_of_twenty(
+    num_runs, passage, record_property
+):
     counts = dict.fromkeys(("shares", "exceeds", "host", "donor"), 0)
     for seed in range(num_runs):
         run = simulate(seed, lambda condition, name: 0.55, passage=passage)
         found = claims(summarize(run, seed=seed, num_resamples=500, write=False))
         counts = {kind: counts[kind] + made for kind, made in found.items()}
+    record_property("false_claims", counts)
     limit = 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / num_runs)
     assert all(count / num_runs <= limit for count in counts.values()), counts
 

@@ -129,7 +129,13 @@ def test_the_planted_parts_are_found_and_confirmed_on_other_items(searched):
     choice = content["choice"]
     assert "experts 1" in choice["configuration"] or "experts 0-" in choice["configuration"]
     assert choice["exceeds"]
+    assert choice["recommended"] == choice["configuration"]
     assert choice["score"] > 0.95
+    finalists = content["finalists"]
+    assert finalists[0]["composition"] == choice["configuration"]
+    assert [one["score"] for one in finalists] == sorted(
+        (one["score"] for one in finalists), reverse=True
+    )
     assert choice["num_confirming"] == 120
     assert "attention 2" not in choice["configuration"]
     worst = min(content["units"], key=lambda unit: unit["attribution"])
@@ -147,6 +153,16 @@ def test_the_budget_holds_and_the_files_are_what_transfer_reads(searched):
     made = load_recipe(out / "recipe.yaml", TransferRecipe)
     assert made.selections
     assert "exceeds both parents" in (out / "recipe.yaml").read_text()
+
+
+def test_what_the_held_out_items_cannot_tell_from_a_parent_is_not_recommended(planted, tmp_path):
+    out, how = tmp_path / "found", Execution(device="cpu", include=(planted,))
+    recipe = recipe_of_test(planted, budget=700, confirm_items=5)  # p .06 at least
+    choice = run_search(recipe, out, how)["choice"]
+    assert not choice["exceeds"]
+    assert choice["recommended"] == choice["parent"] != choice["configuration"]
+    said = f"is not established: ship the {choice['parent']}, the better parent on these."
+    assert said in (out / "recipe.yaml").read_text()
 
 
 def test_held_out_items_are_not_those_of_the_search(planted, searched):

@@ -79,6 +79,9 @@ def test_weights_decide_between_conditions_that_want_opposite_experts(planted):
     assert "experts" in mostly_math["configuration"]
     assert "experts" not in mostly_science["configuration"]
     assert mostly_math["against"]["host"]["difference"] > 0.15
+    assert mostly_math["recommended"] == (
+        mostly_math["configuration"] if mostly_math["exceeds"] else mostly_math["parent"]
+    )
     low, high = mostly_math["against"]["host"]["interval"]
     assert low < mostly_math["against"]["host"]["difference"] < high
     assert told(mostly_math).startswith("weighted (nano_math/cot 0.90, nano_science/0-shot 0.10)")
@@ -124,7 +127,8 @@ def test_the_written_recipe_is_a_transfer_recipe_with_its_evidence(planted, aske
     assert made.selections[0].components == tuple(choice["configuration"].split("+"))
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert "from the donor, all else from the host" in comments[0]
-    assert "not established" in comments[1]
+    assert f"is not established: ship the {choice['parent']}" in comments[1]
+    assert choice["recommended"] == choice["parent"]
     assert comments[2] == "# moegraft transfer recipe.yaml --out DIR"
     with pytest.raises(OutputError, match="exists; choose another --out"):
         write_choice(path, made, choice)

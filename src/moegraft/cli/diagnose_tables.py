@@ -146,7 +146,7 @@ def _pairing_tables(entries: Sequence[Content]) -> Iterator[Table]:
 
 def _effect(contrast: Content) -> str:
     low, high = contrast["interval"]
-    return escape(f"{contrast['value']:+.3f}\n[{low:.3f}, {high:.3f}]")
+    return escape(f"{contrast['value']:+z.3f}\n[{low:z.3f}, {high:z.3f}]")
 
 
 def _number(measure: str, value: float) -> str:

@@ -106,8 +106,8 @@ def select(
     asked = [choice] if choice is not None else []
     for line in [told(one) for one in asked or content["table"]]:
         console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
-    if out is not None:
-        line = f"compose: moegraft transfer {out} --out DIR"
+    if out is not None and choice is not None:
+        line = _compose(choice, out)
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -144,7 +144,7 @@ def _search(
     lines = [
         f"- {told(content['choice'])}",
         f"- {len(content['tried'])} compositions tried for {content['spent']} item evaluations.",
-        f"compose: moegraft transfer {out / 'recipe.yaml'} --out DIR",
+        _compose(content["choice"], out / "recipe.yaml"),
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -159,6 +159,13 @@ def _of_run(run: Path | None) -> dict[str, Any]:
 
     content = asdict(load_recipe(run / "recipe.yaml", SweepRecipe))
     return {key: content[key] for key in _OF_RUN if content.get(key) is not None}
+
+
+def _compose(choice: Mapping[str, Any], recipe: Path) -> str:
+    """How to compose what was chosen, and whether that is advised."""
+    advised = choice["recommended"] == choice["configuration"]
+    lead = "compose" if advised else "compose all the same"
+    return f"{lead}: moegraft transfer {recipe} --out DIR"
 
 
 @contextmanager

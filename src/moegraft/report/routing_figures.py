@@ -307,4 +307,4 @@ def _draw_router(axes: Any, entry: Content, router: str, page: str, *, dark: boo
 def _pairing_title(entry: Content) -> str:
     low, high = entry["mismatch"]["interval"]
     name = "all conditions" if entry["condition"] == "all" else entry["condition"]
-    return f"{name}\nmismatch {entry['mismatch']['value']:+.3f} [{low:.3f}, {high:.3f}]"
+    return f"{name}\nmismatch {entry['mismatch']['value']:+z.3f} [{low:z.3f}, {high:z.3f}]"

@@ -37,6 +37,7 @@ def task_table(section: Mapping[str, Any]) -> list[Entry]:
     for entry in entries:
         entry["components"] = _advice(section["effects"], entry["condition"])
         entry["verdict"] = verdict_of(entry)
+        entry["recommended"] = recommended(entry)
     return entries
 
 
@@ -47,16 +48,24 @@ def verdict_of(entry: Mapping[str, Any]) -> str:
     if entry.get("matches"):
         return f"matches the {entry['parent']}"
     test = entry["against"][entry["parent"]]
-    if test["p_holm"] is not None and test["p_holm"] < 0.05 and test["difference"] < 0:
+    if _p(test) < 0.05 and test["difference"] < 0:
         return f"below the {entry['parent']}"
     return "not established"
+
+
+def recommended(entry: Mapping[str, Any]) -> str:
+    """What to ship: the composition where it exceeds both parents or matches, else the parent.
+
+    The parent is the better one on the confirming items.
+    """
+    kept = verdict_of(entry).startswith(("exceeds", "matches"))
+    return str(entry["configuration"] if kept else entry["parent"])
 
 
 def sentence(entry: Mapping[str, Any]) -> str:
     """What confirms a choice, and what does not."""
     parts = [
-        f"{against(test)} the {name} "
-        f"({p_value(test['p_holm'] if test['p_holm'] is not None else test['p'])})"
+        f"{against(test)} the {name} ({p_value(_p(test))})"
         for name, test in entry["against"].items()
     ]
     lead = (
@@ -65,13 +74,15 @@ def sentence(entry: Mapping[str, Any]) -> str:
         f"{entry['num_confirming']} others: {' and '.join(parts)}"
     )
     verdict = verdict_of(entry)
-    if verdict.startswith(("exceeds", "matches")):
-        return f"{lead}; it {verdict}."
+    if verdict.startswith("exceeds"):
+        return f"{lead}; it {verdict}: ship it."
+    if verdict.startswith("matches"):
+        return f"{lead}; it {verdict}: either will do."
     if verdict.startswith("below"):
         return f"{lead}; it is {verdict}: ship the {entry['parent']}."
     return (
-        f"{lead}; that it exceeds both parents is not established, so nothing says it is better "
-        f"than the {entry['parent']}."
+        f"{lead}; that it exceeds both parents is not established: ship the {entry['parent']}, "
+        "the better parent on these."
     )
 
 
@@ -94,6 +105,11 @@ def moved(configuration: str) -> str:
     if not is_composition(configuration):
         return f"configuration {configuration!r} of the run"
     return f"{' and '.join(components_of(configuration))} from the donor, all else from the host"
+
+
+def _p(test: Mapping[str, Any]) -> float:
+    """Holm-adjusted where several conditions are asked, plain for one choice."""
+    return float(test["p"] if test["p_holm"] is None else test["p_holm"])
 
 
 def _advice(effects: Sequence[Mapping[str, Any]], condition: str) -> dict[str, Entry]:

@@ -7,11 +7,12 @@ printed number stand in docs/statistics.md.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import binomtest
-from statsmodels.stats.proportion import proportions_ztest
+from scipy.special import bdtr
+from statsmodels.stats.proportion import proportion_confint, proportions_ztest
 
 NUM_RESAMPLES = 10_000
 """Bootstrap resamples, the paper's number."""
@@ -78,8 +79,8 @@ def wilson_interval(num_correct: int, num_items: int, level: float = 0.95) -> In
 
     Wilson 1927, JASA 22:209; never leaves [0, 1] and keeps its coverage at small n.
     """
-    found = binomtest(num_correct, num_items).proportion_ci(level, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    found: Any = proportion_confint(num_correct, num_items, alpha=1 - level, method="wilson")
+    return Interval(float(found[0]), float(found[1]))
 
 
 def bootstrap_interval(
@@ -120,7 +121,7 @@ def mcnemar(a: Float[np.ndarray, "item"], b: Float[np.ndarray, "item"]) -> McNem
     """
     assert is_binary(a) and is_binary(b), "McNemar's test is for 0/1 scores"
     wins, losses = int(np.sum(a > b)), int(np.sum(a < b))
-    p = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    p = min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5))) if wins + losses else 1.0
     return McNemar(wins, losses, len(a) - wins - losses, p)
 
 

@@ -112,7 +112,7 @@ def sentences(entries: Sequence[Mapping[str, Any]]) -> list[str]:
             verdict = f"gains {size}, {p}: there is no co-adaptation here."
         else:
             verdict = (
-                f"costs {mismatch['value']:+.3f} nats per token {_interval(mismatch)}: "
+                f"costs {mismatch['value']:+z.3f} nats per token {_interval(mismatch)}: "
                 "co-adaptation is not established."
             )
         said.append(f"{whose}pairing a router with the other parent's experts {verdict}")
@@ -192,11 +192,11 @@ def _effect(contrast: Mapping[str, Any]) -> str:
         return f"raises the loss by {size}"
     if high < 0:
         return f"lowers the loss by {size}"
-    return f"has no established effect ({contrast['value']:+.3f} {_interval(contrast)})"
+    return f"has no established effect ({contrast['value']:+z.3f} {_interval(contrast)})"
 
 
 def _interval(contrast: Mapping[str, Any]) -> str:
     low, high = contrast["interval"]
     if contrast["value"] < 0 and high < 0:
         low, high = -high, -low
-    return f"[{low:.3f}, {high:.3f}]"
+    return f"[{low:z.3f}, {high:z.3f}]"

@@ -43,6 +43,8 @@ class Arena:
     spent: int = 0
     golds: dict[Composition, Scores] = field(default_factory=dict)
     """What is known, by composition."""
+    finals: dict[Composition, float] = field(default_factory=dict)
+    """Mean score on the score items of those that were compared by it."""
 
     def __post_init__(self) -> None:
         from moegraft.evals.rescore import Rescorer
@@ -105,13 +107,11 @@ class Arena:
 
     def best_by_score(self, compositions: Sequence[Composition]) -> Composition:
         """The highest mean score on the score items; of equals, the higher gold probability."""
-        found = []
         for one in compositions:
             with self.taking(one):
-                mean = float(self.scores(self.score_items).mean())
+                self.finals[one] = float(self.scores(self.score_items).mean())
             self.pay(len(self.score_items))
-            found.append((mean, float(self.gold(one).mean()), one))
-        return max(found, key=lambda entry: entry[:2])[2]
+        return max(compositions, key=lambda one: (self.finals[one], float(self.gold(one).mean())))
 
     def finalists(self) -> list[Composition]:
         """What is compared by score: the highest gold log-probabilities, parents left out.

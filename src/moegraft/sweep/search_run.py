@@ -12,6 +12,7 @@ from moegraft.errors import EvalDataError, RecipeError
 from moegraft.evals.condition import Condition, Item
 from moegraft.evals.execution import Execution, dtype_on
 from moegraft.evals.record import environment
+from moegraft.report.task_table import recommended
 from moegraft.stats.paired import paired_test
 from moegraft.sweep.blame import Step, split_items
 from moegraft.sweep.design import DONOR
@@ -247,6 +248,13 @@ def _content(
 ) -> dict[str, Any]:
     space, host = arena.space, arena.golds[frozenset()]
     ranked = sorted(arena.golds, key=lambda c: -float(arena.golds[c].mean()))
+    choice = {
+        "configuration": space.describe(chosen),
+        "source": "search",
+        "num_choices": len(arena.golds),
+        "num_choosing": len(arena.score_items),
+        **judged,
+    }
     return {
         "spent": arena.spent,
         "items": {
@@ -264,13 +272,11 @@ def _content(
             }
             for one in ranked
         ],
-        "choice": {
-            "configuration": space.describe(chosen),
-            "source": "search",
-            "num_choices": len(arena.golds),
-            "num_choosing": len(arena.score_items),
-            **judged,
-        },
+        "finalists": [
+            {"composition": space.describe(one), "score": score}
+            for one, score in sorted(arena.finals.items(), key=lambda found: -found[1])
+        ],
+        "choice": choice | {"recommended": recommended(choice)},
     }
 
 

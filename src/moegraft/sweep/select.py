@@ -14,7 +14,7 @@ from moegraft.errors import OutputError, RunError
 from moegraft.report.analysis import REFERENCES, Block, Settings, read_block
 from moegraft.report.items import Run, configuration_order, read_run
 from moegraft.report.summary import summarize
-from moegraft.report.task_table import compositions, moved, sentence, task_table
+from moegraft.report.task_table import compositions, moved, recommended, sentence, task_table
 from moegraft.stats import Interval, pooled_bootstrap, pooled_p, split_halves
 from moegraft.sweep.design import DONOR, SweepRecipe, design
 from moegraft.transfer.recipe import HOST, TransferRecipe, component_recipe
@@ -144,7 +144,7 @@ def weighted_choice(run: Run, shares: Mapping[str, float], *, seed: int = 0) -> 
         ends = [interval.low, interval.high]
         against[reference] = {"difference": difference, "interval": ends, "p": p, "p_holm": None}
     worst = max(t["p"] if t["difference"] > 0 else 1.0 for t in against.values())
-    return {
+    choice = {
         "weights": dict(shares),
         "configuration": chosen,
         "source": "halves",
@@ -157,6 +157,7 @@ def weighted_choice(run: Run, shares: Mapping[str, float], *, seed: int = 0) -> 
         "p": worst,
         "exceeds": worst < ALPHA,
     }
+    return choice | {"recommended": recommended(choice)}
 
 
 @dataclass(frozen=True)
