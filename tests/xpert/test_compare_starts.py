@@ -1,19 +1,26 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from moegraft.checkpoint import open_checkpoint
-from moegraft.config import load_recipe
+from moegraft.config import dump_recipe, load_recipe
 from moegraft.errors import IncompatibleError, OutputError, RecipeError, RunError
 from moegraft.train.lm import validation_loss
+from moegraft.train.loop import METRICS
 from moegraft.xpert.arms import ARMS, select_for
 from moegraft.xpert.compare import compare_starts, trainings
 from moegraft.xpert.compare_recipe import CompareRecipe, Training
-from moegraft.xpert.prepare import Prepared
+from moegraft.xpert.prepare import SELECTION, Prepared
 from moegraft.xpert.resize import Resizing
+from moegraft.xpert.windows import FILE
 from small_knowledge import select
 
 pytestmark = pytest.mark.filterwarnings(
@@ -145,8 +152,6 @@ def test_a_wrong_recipe_is_one_line(changes, message):
 
 
 def test_a_target_that_does_not_fit_is_found_before_anything_is_written(recipe, tmp_path):
-    from dataclasses import replace
-
     for changes, error, message in (
         ({"target": {"hidden_act": "gelu"}}, IncompatibleError, "hidden_act is gelu"),
         ({"target": {"num_hidden_layers": 3}}, RecipeError, "first: the target has 3 layers"),
@@ -172,3 +177,44 @@ def test_validation_holds_no_document_that_training_has(recipe, run):
             document.append(token)
     assert len(seen) > 50 and not seen & set(held)
     assert any(held)
+
+
+@pytest.mark.slow
+def test_two_processes_compare_like_one_and_write_everything_once(recipe, run, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = ["-m", "moegraft", "xpert", "compare", tmp_path / "recipe.yaml"]
+    done = subprocess.run(
+        [sys.executable, *launch, *command, "--out", tmp_path / "r"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("protocol trunk") == done.stderr.count("32 of 32 steps") == 1
+    one, two = run[0], tmp_path / "r"
+    for file in (
+        SELECTION,
+        FILE,
+        *(f"knowledge/chosen-tucker/layer-00{n}.safetensors" for n in (0, 1)),
+    ):
+        assert (two / file).read_bytes() == (one / file).read_bytes(), file
+    ours, theirs = (
+        {file.relative_to(out) for file in out.rglob("*") if file.is_file()} for out in (two, one)
+    )
+    written_by_the_command = Counter(file.parts[0] for file in ours - theirs)
+    assert written_by_the_command.keys() == {"figures", "report.md"} and not theirs - ours
+    for protocol, arm, seed in trainings(recipe):
+        place = f"{protocol}/{arm}/seed-{seed}"
+        rows = (two / "trainings" / place / METRICS).read_text().splitlines()
+        assert [json.loads(row)["step"] for row in rows] == [0, 2, 4]
+        found, expected = (
+            json.loads((out / "results" / f"{place}.json").read_text()) for out in (two, one)
+        )
+        # Gradients are summed over two processes in another order, and AdamW passes rounding on.
+        for domain, losses in expected["blocks"].items():
+            assert found["blocks"][domain] == pytest.approx(losses, abs=2e-5)
+        for point, other in zip(found["curve"], expected["curve"], strict=True):
+            assert point["tokens"] == other["tokens"]
+            assert point["validation"] == pytest.approx(other["validation"], abs=2e-5)

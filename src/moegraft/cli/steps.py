@@ -1,6 +1,7 @@
 """What commands of counted steps share: progress, notes, figures, and data as files."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,8 +45,11 @@ def say(line: str) -> None:
 
 @contextmanager
 def show_steps(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with time left on a terminal; elsewhere a line now and then."""
+    """A bar with time left on a terminal, elsewhere a line now and then; in one process of many."""
     console = Console(stderr=True)
+    if int(os.environ.get("RANK", "0")):
+        yield lambda done, total: None
+        return
     if not console.is_terminal:
         yield _lines(what)
         return

@@ -144,10 +144,7 @@ def token_loss(
     model: Any, blocks: Blocks, rows: Sequence[int], *, apart: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Sum of the next tokens' losses over some blocks, in float32 nats, and how many there are."""
-    device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in _inputs(blocks, rows, apart).items()}
-    labels = inputs.pop("labels")[:, 1:]
-    logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+    logits, labels = _logits(model, blocks, rows, apart)
     loss = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
@@ -166,6 +163,32 @@ def validation_loss(model: PreTrainedModel, blocks: Blocks, *, batch: int = 16) 
     ]
     model.train(was_training)
     return float(sum(loss.double() for loss, _ in sums) / sum(count for _, count in sums))
+
+
+@torch.no_grad()
+def block_losses(model: PreTrainedModel, blocks: Blocks, *, batch: int = 16) -> list[float]:
+    """Mean loss of the next token in each of `blocks`, in nats."""
+    was_training = model.training
+    model.eval()
+    apart = keeps_apart(model)
+    found: list[float] = []
+    for start in range(0, len(blocks), batch):
+        rows = range(start, min(start + batch, len(blocks)))
+        logits, labels = _logits(model, blocks, rows, apart)
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+        )
+        found += (losses.double().sum(1) / (labels != IGNORED).sum(1)).tolist()
+    model.train(was_training)
+    return found
+
+
+def _logits(model: Any, blocks: Blocks, rows: Sequence[int], apart: bool) -> tuple[Tensor, Tensor]:
+    """Of every place of some blocks but the last, in float32, and the token that follows."""
+    device = next(model.parameters()).device
+    inputs = {name: value.to(device) for name, value in _inputs(blocks, rows, apart).items()}
+    labels = inputs.pop("labels")[:, 1:]
+    return model(**inputs, use_cache=False).logits[:, :-1].float(), labels
 
 
 class _LmTrainer(ExactTrainer):

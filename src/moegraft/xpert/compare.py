@@ -15,13 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from torch import Tensor
 
 from moegraft.config import dump_recipe, load_recipe
 from moegraft.errors import OutputError, RunError
-from moegraft.train.lm import keeps_apart, token_loss, train_lm
+from moegraft.train.lm import block_losses, train_lm
 from moegraft.train.loop import METRICS
 from moegraft.xpert.compare_recipe import CompareRecipe
 from moegraft.xpert.outcome import summarise
@@ -90,10 +88,6 @@ def compare_starts(
     return summary
 
 
-def _tell(on_step: OnStep, begun: Step, now: int) -> None:
-    on_step(replace(begun, step=now))
-
-
 def trainings(recipe: CompareRecipe) -> Iterator[tuple[str, str, int]]:
     """Protocol, arm and seed of each; seeds outermost, so that unfinished runs have whole seeds."""
     for seed in range(recipe.num_seeds):
@@ -137,25 +131,12 @@ def _train(ready: Prepared, what: tuple[str, str, int], on_step: Callable[[int],
         curve = [
             {k: r[k] for k in ("step", "tokens", "validation")} for r in rows if "validation" in r
         ]
-        content = {"curve": curve, "blocks": _block_losses(model, ready)}
+        validation = ready.corpus.validation.items()
+        blocks = {name: block_losses(model, blocks) for name, blocks in validation}
+        content = {"curve": curve, "blocks": blocks}
         _write(result, {"protocol": protocol, "arm": arm, "seed": seed, **content})
         for folder in work.glob("checkpoint-*"):
             shutil.rmtree(folder)
-
-
-@torch.no_grad()
-def _block_losses(model: Any, ready: Prepared) -> dict[str, list[float]]:
-    """Mean loss of every validation block, by domain."""
-    model.eval()
-    apart = keeps_apart(model)
-
-    def mean(found: tuple[Tensor, Tensor]) -> float:
-        return float(found[0].double() / found[1])
-
-    return {
-        name: [mean(token_loss(model, blocks, [row], apart=apart)) for row in range(len(blocks))]
-        for name, blocks in ready.corpus.validation.items()
-    }
 
 
 def _results(recipe: CompareRecipe, out: Path) -> list[dict[str, Any]]:

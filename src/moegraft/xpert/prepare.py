@@ -1,16 +1,15 @@
 """What the arms of a comparison share: texts, chosen experts, knowledge; and their models."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+import torch
+from transformers import PreTrainedModel
 
 from moegraft.checkpoint import Checkpoint, open_checkpoint
 from moegraft.checkpoint.folder import read_json
@@ -18,6 +17,7 @@ from moegraft.checkpoint.writer import staged_output
 from moegraft.errors import CheckpointError, RecipeError
 from moegraft.evals.texts import Text
 from moegraft.runtime import Host
+from moegraft.runtime.load import from_pretrained
 from moegraft.runtime.tokens import load_tokenizer
 from moegraft.xpert.adapt import initialise_target
 from moegraft.xpert.arms import ARMS, METHOD, Arm, select_for
@@ -25,6 +25,7 @@ from moegraft.xpert.compare_recipe import PROTOCOLS, CompareRecipe
 from moegraft.xpert.corpus import read_corpus
 from moegraft.xpert.decompose import Decomposition
 from moegraft.xpert.experts import check_top, donor_fingerprint, moe_layers
+from moegraft.xpert.fit import Fitted
 from moegraft.xpert.identify import identify_experts
 from moegraft.xpert.knowledge import CONFIG, Knowledge, decompose_experts, open_knowledge
 from moegraft.xpert.measure import count_windows
@@ -48,6 +49,7 @@ class Prepared:
                 that cannot be used.
         """
         self.recipe, self.out = recipe, out
+        self._fits: dict[str, dict[int, Fitted]] = {}
         self.donor = open_checkpoint(recipe.donor)
         moe_layers(self.donor)
         check_top(self.donor, recipe.top)
@@ -90,11 +92,12 @@ class Prepared:
         arm = ARMS[name]
         start = self._start(self._knowledge(arm, seed), name, protocol, seed)
         if arm.fits:
-            start.fit(self._host, self._few_texts())
+            start.take_fitted(self._fitted(start, arm.knowledge_name(seed)))
         with TemporaryDirectory() as folder:
             initialise_target(start, Path(folder) / "start")
-            with _no_progress_bar():
-                return AutoModelForCausalLM.from_pretrained(Path(folder) / "start")
+            started = open_checkpoint(str(Path(folder) / "start"))
+            model = from_pretrained(started, torch.float32, "eager", torch.device("cpu"))
+        return model.train().requires_grad_(True)
 
     def keep(self, model: PreTrainedModel, folder: Path) -> None:
         """Save a trained model with the donor's tokenizer, whole or not at all."""
@@ -153,22 +156,17 @@ class Prepared:
         share = self.recipe.fit_tokens // len(self.corpus.texts)
         return [text for own in self.corpus.texts.values() for text in _within(own, share)]
 
+    def _fitted(self, start: Start, name: str) -> dict[int, Fitted]:
+        """Neither protocol nor seed change what is fitted, so each knowledge is fitted once."""
+        if name not in self._fits:
+            self._fits[name] = start.fit(self._host, self._few_texts())
+        return self._fits[name]
+
     def _knowledge(self, arm: Arm, seed: int) -> Knowledge:
         return open_knowledge(self._folder(arm, seed))
 
     def _folder(self, arm: Arm, seed: int) -> Path:
         return self.out / "knowledge" / arm.knowledge_name(seed)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _target(given: Any, donor: Checkpoint) -> Target:

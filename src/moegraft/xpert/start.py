@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from moegraft.errors import IncompatibleError, RecipeError
 from moegraft.evals.texts import Text
 from moegraft.families import Piece
 from moegraft.xpert.experts import donor_fingerprint
-from moegraft.xpert.fit import fit_outputs
+from moegraft.xpert.fit import Fitted, fit_outputs
 from moegraft.xpert.inherit import Trunk
 from moegraft.xpert.knowledge import Knowledge
 from moegraft.xpert.resize import Ffns, Resizing
@@ -106,13 +106,16 @@ class Start:
         components = self._how.inherit
         return Trunk(donor, self.target, components, self.ffns.layers, residual)
 
-    def fit(self, host: Any, texts: Sequence[Text], **options: Any) -> None:
+    def fit(self, host: Any, texts: Sequence[Text], **options: Any) -> dict[int, Fitted]:
         """Replace the down projections by those that fit the donor's FFNs; not in the paper.
 
         Args:
             host: the donor as a `runtime.Host`.
             texts: of all domains.
             options: of `fit.fit_outputs`.
+
+        Returns:
+            What was fitted, by layer: another start with the same FFNs can take it.
 
         Raises:
             IncompatibleError: no dense target.
@@ -121,6 +124,12 @@ class Start:
         if self.ffns is None:
             raise RecipeError("--fit: expected FFNs that start from knowledge")
         found = fit_outputs(host, self.target, self.ffns, texts, **options)
+        self.take_fitted(found)
+        return found
+
+    def take_fitted(self, found: Mapping[int, Fitted]) -> None:
+        """Replace the down projections by what `fit` found for the same FFNs."""
+        assert self.ffns is not None
         self.ffns.fitted.update({layer: one.down for layer, one in found.items()})
         self._explained = {layer: one.explained for layer, one in found.items()}
 
