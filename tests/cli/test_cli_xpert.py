@@ -9,15 +9,18 @@ from moegraft.cli import main
 
 @pytest.fixture
 def moegraft(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
+    """Run the command line in this process on 80 columns: (exit code, stdout, stderr)."""
 
     def run(*arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["moegraft", "xpert", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "220")
+        monkeypatch.setenv("COLUMNS", "80")
         with pytest.raises(SystemExit) as stopped:
             main()
         code = stopped.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        assert "…" not in out  # no cell is cut
+        assert "it/s]" not in err and " examples [" not in err  # no bars of other libraries
+        return code if isinstance(code, int) else 0, out, err
 
     return run
 
@@ -76,7 +79,7 @@ def test_texts_to_a_choice_to_knowledge(moegraft, chat_pair, corpus, tmp_path):
     code, text, err = moegraft(*take, "--out", tmp_path / "k", "--ranks", "0.5,0.5,1")
     assert code == 0, err
     assert "2 of 2 layers decomposed" in err
-    assert "sum of beta" in text
+    assert "beta" in text and "kept: share of the squared norm" in text
     assert (tmp_path / "k" / "layer-001.safetensors").exists()
     code, _, err = moegraft(*take, "--out", tmp_path / "k")
     assert (code, err.count("\n")) == (2, 1)

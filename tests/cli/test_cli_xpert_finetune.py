@@ -30,11 +30,14 @@ metadata: {{version: 1.0}}
 def finetune(monkeypatch, capsys):
     def run(*arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["moegraft", "xpert", "finetune", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "220")
+        monkeypatch.setenv("COLUMNS", "80")
         with pytest.raises(SystemExit) as stopped:
             main()
         code = stopped.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        assert "…" not in out  # no cell is cut
+        assert "it/s]" not in err and " examples [" not in err  # no bars of other libraries
+        return code if isinstance(code, int) else 0, out, err
 
     return run
 

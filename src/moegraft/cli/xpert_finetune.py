@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from moegraft.cli.evaluation import DataOption, DeviceOption, IncludeOption, write_json
 from moegraft.cli.options import show_progress, split_list
 from moegraft.cli.steps import say, show_steps
+from moegraft.cli.wide_table import print_wide
 from moegraft.cli.xpert_decompose import require_torch
 from moegraft.errors import RecipeError
 from moegraft.report.words import points
@@ -99,20 +97,21 @@ def _seeds(source: str) -> list[str]:
 
 
 def _show(console: Console, rows: list[dict[str, Any]]) -> None:
-    columns = ("task", "arm", "score %", "95% interval", "sd of seeds", "log p of gold", "group")
-    shown = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        low, high = row["interval"]
-        shown.add_row(
-            Text(row["task"]),
-            Text(row["arm"]),
-            points(row["score"]),
-            Text(f"[{points(low)}, {points(high)}]"),
-            points(row["score_sd"]),
-            _gold(row),
-            row["group"],
-        )
-    console.print(shown)
+    columns = ("arm", "score %", "95% interval", "sd of\nseeds", "log p of gold", "group")
+    for task in dict.fromkeys(row["task"] for row in rows):
+        shown = [
+            (
+                row["arm"],
+                points(row["score"]),
+                "[{}, {}]".format(*map(points, row["interval"])),
+                points(row["score_sd"]),
+                _gold(row),
+                row["group"],
+            )
+            for row in rows
+            if row["task"] == task
+        ]
+        print_wide(console, task, columns, shown)
 
 
 def _gold(row: dict[str, Any]) -> str:

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from moegraft.cli.evaluation import write_json
 from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.steps import say, show_steps
+from moegraft.cli.wide_table import print_note, print_wide
 from moegraft.cli.xpert_decompose import require_torch
 from moegraft.errors import CheckpointError, RecipeError
 
@@ -110,22 +109,16 @@ def _fit(start: Any, donor: str, sources: list[str], num_tokens: int, device: st
 
 def _show(console: Console, about: dict[str, Any]) -> None:
     """What the parameters start from."""
-    table = Table(
-        "parameters",
-        title=f"A {about['target']} that starts from {about['knowledge']['donor']['name']}",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        pad_edge=False,
-    )
-    table.add_column("number", justify="right")
-    table.add_column("share %", justify="right")
     numbers = about["num_parameters"]
-    for name, number in numbers.items():
-        share = 100 * number / sum(numbers.values())
-        table.add_row(_SOURCES[name], f"{number:,}", f"{share:.1f}")
-    console.print(table)
+    total = sum(numbers.values())
+    rows = [
+        (_SOURCES[name], f"{number:,}", f"{100 * number / total:.1f}")
+        for name, number in numbers.items()
+    ]
+    title = f"{about['target']} that starts from {about['knowledge']['donor']['name']}"
+    print_wide(console, title, ("parameters", "number", "share %"), rows)
     layers = ", ".join(map(str, about["mapped"]["layers"]))
-    console.print(f"Donor's layer behind each: {layers}", highlight=False, soft_wrap=True)
+    print_note(console, f"Donor's layer behind each: {layers}")
     if about["fitted"] is not None:
         shares = ", ".join(f"{100 * value:.0f}" for value in about["fitted"].values())
-        console.print(f"% of the donor's FFN output given: {shares}", highlight=False)
+        print_note(console, f"% of the donor's FFN output given: {shares}")

@@ -1,12 +1,12 @@
 """What `xpert identify` and `xpert decompose` print."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from moegraft.cli.wide_table import print_note, print_wide
 
 Content = Mapping[str, Any]
 _SMALL_NORM = 0.3
@@ -19,32 +19,33 @@ def show_identification(console: Console, found: Content) -> None:
         for name, number in zip(found["domains"], found["num_tokens"])  # noqa: B905
     )
     chance = _percent(found["chance_frequency"])
-    _say(console, f"{found['source']}: {found['num_experts']} experts, top-{found['top_k']}")
-    _say(console, f"Tokens: {tokens}")
-    domains = found["domains"]
-    columns = ("layer", "expert", "score", "A", "C", *domains)
-    table = _table(
+    print_note(console, f"{found['source']}: {found['num_experts']} experts, top-{found['top_k']}")
+    print_note(console, f"Tokens: {tokens}")
+    columns = ("layer", "expert", "score", "A", "C", *found["domains"])
+    rows = [
+        (
+            str(layer["layer"]) if place == 0 else "",
+            str(expert["expert"]),
+            f"{100 * expert['score']:.1f}",
+            _percent(expert["mean"]),
+            _percent(expert["deviation"]),
+            *(_against(own, found["chance_frequency"]) for own in expert["frequency"].values()),
+            f"{expert['effective_domains']:.1f}",
+            _percent(expert["stability"], 0),
+            _percent(expert["without_domain"], 0),
+        )
+        for layer in found["layers"]
+        for place, expert in enumerate(layer["chosen"])
+    ]
+    print_wide(
+        console,
         f"Experts that serve every domain, by {found['score']}",
-        (*columns, "domains", "stable", "left out"),
-        num_left=1,
+        (*columns, "domains", "stable", "left\nout"),
+        rows,
+        num_fixed=2,
+        has_sections=True,
     )
-    for layer in found["layers"]:
-        for place, expert in enumerate(layer["chosen"]):
-            own = expert["frequency"].values()
-            table.add_row(
-                str(layer["layer"]) if place == 0 else "",
-                str(expert["expert"]),
-                f"{100 * expert['score']:.1f}",
-                _percent(expert["mean"]),
-                _percent(expert["deviation"]),
-                *(_against(value, found["chance_frequency"]) for value in own),
-                f"{expert['effective_domains']:.1f}",
-                _percent(expert["stability"], 0),
-                _percent(expert["without_domain"], 0),
-                end_section=place == len(layer["chosen"]) - 1,
-            )
-    console.print(table)
-    _say(
+    print_note(
         console,
         f"In %. A: mean over domains, C: mean absolute deviation, of the share of tokens sent to "
         f"the expert; chance {chance} % (red: a domain uses it less). domains: effective number "
@@ -52,74 +53,74 @@ def show_identification(console: Console, found: Content) -> None:
         f"{'' if found['num_windows'] else ' (the counts have no windows)'}. "
         "left out: chosen again without one of the domains.",
     )
-    _say(console, _verdict(found))
+    print_note(console, _verdict(found))
     _show_coverage(console, found)
 
 
 def show_shift(console: Console, found: Content) -> None:
     """What moved in the routing of another model."""
     shift = found["shift"]
-    table = _table(
-        f"Routing of {shift['against']} against {found['source']}",
-        ("domain", "layer", "choices moved %", "correlation", "same top-k %", "most changed"),
-        num_left=1,
-    )
+    rows = []
     for change in shift["changes"]:
-        experts = ", ".join(
+        experts = (
             f"{one['expert']}: {_percent(one['before'])} to {_percent(one['after'])}"
             for one in change["experts"][:3]
         )
         correlation = change["correlation"]
-        table.add_row(
-            change["domain"],
-            str(change["layer"]),
-            _percent(change["moved"]),
-            "-" if correlation is None else f"{correlation:.3f}",
-            _percent(change["in_common"], 0),
-            experts,
+        rows.append(
+            (
+                change["domain"],
+                str(change["layer"]),
+                _percent(change["moved"]),
+                "-" if correlation is None else f"{correlation:.3f}",
+                _percent(change["in_common"], 0),
+                "\n".join(experts),
+            )
         )
-    console.print(table)
+    print_wide(
+        console,
+        f"Routing of {shift['against']} against {found['source']}",
+        ("domain", "layer", "choices\nmoved %", "correlation", "same\ntop-k %", "most changed %"),
+        rows,
+        num_fixed=2,
+    )
 
 
 def show_decomposition(console: Console, about: Content) -> None:
     """Diagnostics by layer and matrix, and a warning where the average collapsed."""
-    table = _table(
-        f"Knowledge of {about['donor']['name']}, {about['decomposition']['method']}",
-        (
-            "layer",
-            "experts",
-            "matrix",
-            "ranks",
-            "kept",
-            "sum of beta",
-            "norm",
-            "of the mean",
-        ),
-        num_left=4,
-    )
-    notes = []
+    rows, notes = [], []
     for entry in about["layers"]:
         for group in entry["groups"]:
             for place, (name, own) in enumerate(group["matrices"].items()):
-                table.add_row(
-                    str(entry["layer"]) if place == 0 else "",
-                    " ".join(map(str, group["experts"])) if place == 0 else "",
-                    name,
-                    " x ".join(map(str, own["ranks"])),
-                    _number(own["retained_energy"]),
-                    _number(own["sum_beta"]),
-                    _number(own["norm_ratio"]),
-                    _number(own["mean_norm_ratio"]),
+                rows.append(
+                    (
+                        str(entry["layer"]) if place == 0 else "",
+                        " ".join(map(str, group["experts"])) if place == 0 else "",
+                        name,
+                        " x ".join(map(str, own["ranks"])),
+                        _number(own["retained_energy"]),
+                        _number(own["sum_beta"]),
+                        _number(own["norm_ratio"]),
+                        _number(own["mean_norm_ratio"]),
+                    )
                 )
                 notes += [f"layer {entry['layer']}, {name}: {note}" for note in _warnings(own)]
-    console.print(table)
-    _say(
+    columns = ("layer", "experts", "matrix", "ranks", "kept", "sum of\nbeta", "norm")
+    print_wide(
+        console,
+        f"Knowledge of {about['donor']['name']}, {about['decomposition']['method']}",
+        (*columns, "of the\nmean"),
+        rows,
+        num_fixed=3,
+        num_left=4,
+    )
+    print_note(
         console,
         "kept: share of the squared norm. norm: of the knowledge against the mean norm of "
         "the experts; of the mean: the same of their plain mean.",
     )
     for note in notes:
-        _say(console, f"Warning: {note}.")
+        print_note(console, f"Warning: {note}.")
 
 
 def _warnings(own: Content) -> list[str]:
@@ -144,20 +145,20 @@ def _number(value: float | None) -> str:
 
 def _show_coverage(console: Console, found: Content) -> None:
     """The share of each domain's routing that the chosen experts carry."""
-    table = _table(
+    print_wide(
+        console,
         "Share of a domain's choices of experts that fall on the chosen ones (%)",
         ("layer", *found["domains"]),
-        num_left=1,
+        [
+            (str(layer["layer"]), *(_percent(value) for value in layer["coverage"].values()))
+            for layer in found["layers"]
+        ],
     )
-    for layer in found["layers"]:
-        covered = (_percent(value) for value in layer["coverage"].values())
-        table.add_row(str(layer["layer"]), *covered)
-    console.print(table)
     layers = found["layers"]
     for name in layers[0]["in_common_with"]:
         counts = ", ".join(str(layer["in_common_with"][name]) for layer in layers)
         of = len(layers[0]["chosen"])
-        _say(console, f"Of {of} experts per layer, score {name} would choose too: {counts}")
+        print_note(console, f"Of {of} experts per layer, score {name} would choose too: {counts}")
 
 
 def _verdict(found: Content) -> str:
@@ -175,14 +176,3 @@ def _against(value: float, chance: float) -> Text:
 
 def _percent(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{100 * value:.{digits}f}"
-
-
-def _table(title: str, columns: Sequence[str], *, num_left: int) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place < num_left else "right")
-    return table
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

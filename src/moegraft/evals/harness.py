@@ -6,7 +6,8 @@ ids once; the result is scored for any number of configurations by `judge.score_
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,8 @@ def _build(manager: Any, key: str, overrides: dict[str, Any]) -> tuple[Any, tupl
 
     spec = {"group": "moegraft", "task": [{"task": key, **overrides}]}
     try:
-        task = manager.load([spec])["tasks"][key]
+        with _no_split_bars():
+            task = manager.load([spec])["tasks"][key]
     except UndefinedError as error:
         raise EvalDataError(f"{key}: a record lacks a field: {error}") from None
     except (OSError, ValueError, KeyError, DatasetsError) as error:
@@ -223,6 +225,20 @@ def _build(manager: Any, key: str, overrides: dict[str, Any]) -> tuple[Any, tupl
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         raise EvalDataError(f"{key}: a perplexity task has no score per item")
     return task, _fix_fewshots(task)
+
+
+@contextmanager
+def _no_split_bars() -> Iterator[None]:
+    """Keep the bars of `datasets` off the terminal; downloads have the Hub's own."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def _fix_fewshots(task: Any) -> tuple[str, ...]:

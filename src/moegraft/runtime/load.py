@@ -1,6 +1,7 @@
 """Build live models from checkpoints: streamed tensor by tensor, or by transformers itself."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,18 @@ from moegraft.runtime.weights import DTYPES, StreamedWeights, Weights, same_bits
 
 _PLAIN_CONVERSIONS = frozenset({"MergeModulelist", "Concatenate"})
 """What transformers does to published experts that stacking their bytes does as well."""
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep transformers' bars (weights read, shards written) off a terminal that shows others."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def empty(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
@@ -48,14 +61,15 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, experts: str) -> PreTra
         for name, tensor in shape.state_dict().items()
     }
     try:
-        model = _quietly(
-            type(shape).from_pretrained,
-            None,
-            config=shape.config,
-            state_dict=placeholders,
-            dtype=dtype,
-            **_moe(checkpoint, experts),
-        )
+        with no_progress_bars():
+            kind: Any = type(shape)
+            model = kind.from_pretrained(
+                None,
+                config=shape.config,
+                state_dict=placeholders,
+                dtype=dtype,
+                **_moe(checkpoint, experts),
+            )
         if (checkpoint.path / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(str(checkpoint.path))
     except (OSError, ValueError) as error:
@@ -172,16 +186,17 @@ def from_pretrained(
             "partly on the CPU and partly on a GPU; name GPUs only"
         )
     try:
-        model, info = _quietly(
-            AutoModelForCausalLM.from_pretrained,
-            str(checkpoint.path),
-            dtype=dtype,
-            device_map=None if all(on_cpu) else dict(devices.by_module),
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **_moe(checkpoint, experts),
-        )
+        with no_progress_bars():
+            kind: Any = AutoModelForCausalLM
+            model, info = kind.from_pretrained(
+                str(checkpoint.path),
+                dtype=dtype,
+                device_map=None if all(on_cpu) else dict(devices.by_module),
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **_moe(checkpoint, experts),
+            )
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(_refusal(checkpoint, error)) from error
     missing = sorted(info["missing_keys"])
@@ -228,16 +243,6 @@ def resident(own: Weights, streamed: StreamedWeights, identical: frozenset[str])
 
 def _moe(checkpoint: Checkpoint, experts: str) -> dict[str, str]:
     return {"experts_implementation": experts} if checkpoint.family.is_moe else {}
-
-
-def _quietly(load: Any, *args: Any, **kwargs: Any) -> Any:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        return load(*args, **kwargs)
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _refusal(checkpoint: Checkpoint, error: Exception) -> str:

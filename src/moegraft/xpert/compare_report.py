@@ -27,7 +27,7 @@ def arm_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             f"{arm['final']:.3f}±{arm['final_deviation']:.3f}",
             "" if test is None else _estimate(test),
             "" if test is None else _p(test["p_holm"]),
-            "-" if steps is None else f"{steps:.0f}/{found['num_steps']}",
+            "-" if steps is None else f"{steps:.0f}",
         )
 
 
@@ -54,7 +54,8 @@ def write_report(summary: Mapping[str, Any], folder: Path) -> None:
     ]
     for protocol, found in summary["protocols"].items():
         told = "\n".join(f"- {line}" for line in verdicts(found))
-        parts += [f"## Protocol {protocol}", _table(found), told]
+        heading = f"## Protocol {protocol}, {found['num_steps']} steps"
+        parts += [heading, _table(found), told]
     parts += [NOTE, "## Arms"]
     names = dict.fromkeys(name for found in summary["protocols"].values() for name in found["arms"])
     parts.append("\n".join(f"- `{name}`: {ARMS[name].what}" for name in names))

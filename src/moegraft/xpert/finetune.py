@@ -26,7 +26,7 @@ from moegraft.evals.condition import Condition
 from moegraft.evals.execution import Execution
 from moegraft.evals.harness import load_condition
 from moegraft.evals.run import Progress
-from moegraft.runtime.load import from_pretrained
+from moegraft.runtime.load import from_pretrained, no_progress_bars
 from moegraft.train.chats import pack_answers
 from moegraft.train.lm import train_lm
 from moegraft.train.options import TrainOptions
@@ -195,7 +195,7 @@ class _Run:
             work=self.out / "training" / _slug(task) / folder.name,
             on_step=lambda done, total: self.on_step(what, done, total),
         )
-        with staged_output(folder, inputs=[checkpoint.path]) as staged:
+        with staged_output(folder, inputs=[checkpoint.path]) as staged, no_progress_bars():
             model.save_pretrained(staged)
             tokenizer.save_pretrained(staged)
 

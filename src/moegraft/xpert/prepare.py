@@ -17,7 +17,7 @@ from moegraft.checkpoint.writer import staged_output
 from moegraft.errors import CheckpointError, RecipeError
 from moegraft.evals.texts import Text
 from moegraft.runtime import Host
-from moegraft.runtime.load import from_pretrained
+from moegraft.runtime.load import from_pretrained, no_progress_bars
 from moegraft.runtime.tokens import load_tokenizer
 from moegraft.xpert.adapt import initialise_target
 from moegraft.xpert.arms import ARMS, METHOD, Arm, select_for
@@ -101,7 +101,7 @@ class Prepared:
 
     def keep(self, model: PreTrainedModel, folder: Path) -> None:
         """Save a trained model with the donor's tokenizer, whole or not at all."""
-        with staged_output(folder) as aside:
+        with staged_output(folder) as aside, no_progress_bars():
             model.save_pretrained(aside)
             save_tokenizer(aside, self.target, self.donor, None)
 
