@@ -27,6 +27,7 @@ from moegraft.bar.entries import computed, copied
 from moegraft.bar.manifest import Manifest, write_manifest
 from moegraft.bar.names import named_pieces
 from moegraft.bar.opened import check_level, expert_rows, level_of, num_opened, trainable
+from moegraft.bar.reach import shares_reached, starts_silent
 from moegraft.bar.stages import AdaptRecipe, StageRecipe
 from moegraft.bar.training import Job, check_data, train_stage
 from moegraft.bar.verify import check_stored
@@ -92,13 +93,14 @@ def adapt(recipe: AdaptRecipe, out: str | Path, *, on_step: OnStage | None = Non
     branch = open_branch(recipe.branch)
     if not recipe.as_released:
         check_stored(branch)
-    for stage in recipe.stages:
+    stages = _stages(recipe, branch)
+    for stage in stages:
         check_level(_level(stage, branch, recipe), branch)
         check_data(stage)
     _claim(out, recipe)
-    for number, stage in enumerate(recipe.stages, 1):
+    for number, stage in enumerate(stages, 1):
         folder = out / "stages" / f"{number}-{stage.stage}"
-        result = out / RESULT if number == len(recipe.stages) else folder / RESULT
+        result = out / RESULT if number == len(stages) else folder / RESULT
         if not result.exists():
             tell = partial(on_step, stage.stage) if on_step is not None else None
             _run_stage(branch, stage, recipe, (folder / "train", result), tell)
@@ -116,7 +118,7 @@ def plan_adapt(recipe: AdaptRecipe) -> list[dict[str, Any]]:
     branch = open_branch(recipe.branch)
     total = sum(prod(stored.shape) for stored in branch.checkpoint.pieces().values())
     rows = []
-    for stage in recipe.stages:
+    for stage in _stages(recipe, branch):
         level = _level(stage, branch, recipe)
         check_level(level, branch)
         lengths = {n: getattr(stage, n) for n in ("steps", "tokens", "epochs") if getattr(stage, n)}
@@ -132,11 +134,23 @@ def plan_adapt(recipe: AdaptRecipe) -> list[dict[str, Any]]:
                 "scheduler": stage.scheduler or stage.preset.scheduler,
                 "length": stage.length or stage.preset.length,
                 "batch": stage.batch,
+                **({"reach": _reach(stage)} if starts_silent(branch) else {}),
                 "data": [*stage.data],
                 "general": [*stage.general],
             }
         )
     return rows
+
+
+def _stages(recipe: AdaptRecipe, branch: Branch) -> tuple[StageRecipe, ...]:
+    """The recipe's stages, with what an appended expert that starts silent needs to be reached."""
+    if not starts_silent(branch):
+        return recipe.stages
+    return tuple(stage.reaching() for stage in recipe.stages)
+
+
+def _reach(stage: StageRecipe) -> dict[str, Any]:
+    return {"balance_loss": stage.balance_loss, "epsilon": stage.epsilon}
 
 
 def _level(stage: StageRecipe, branch: Branch, recipe: AdaptRecipe) -> Any:
@@ -182,7 +196,9 @@ def _run_stage(
         "bf16": recipe.bf16,
         "gradient_checkpointing": recipe.gradient_checkpointing,
     }
-    job = Job(stage, model, tokenizer, work, frozen.prepare, on_step, how)
+    is_appended = branch.manifest.kind == "appended"
+    reached = partial(shares_reached, model, branch) if is_appended else None
+    job = Job(stage, model, tokenizer, work, frozen.prepare, on_step, how, reached)
     try:
         trained = train_stage(job)
     except (TrainDataError, TrainingError) as error:

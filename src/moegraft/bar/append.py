@@ -155,7 +155,8 @@ def _warnings(anchor: Checkpoint, rows: Mapping[int, Row], recipe: BranchRecipe)
     if not recipe.toward:
         yield (
             "no text of the domain was given with --toward, so no token reaches the new experts "
-            "yet: train with a load-balancing loss and Adam's epsilon at 1e-15 until some do"
+            "yet: `bar adapt` trains with a load-balancing loss and Adam's epsilon at 1e-15 so "
+            "that some do; a loop of your own has to do the same"
         )
 
 

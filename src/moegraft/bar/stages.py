@@ -15,6 +15,11 @@ Kind = Literal["mid", "sft", "dpo", "rl"]
 LEAST_STEPS = 200
 """A small run makes its batches smaller before it takes fewer steps than this."""
 
+SILENT_BALANCE = 0.1
+SILENT_EPSILON = 1e-15
+"""What brings tokens to an appended expert that none reaches: a load-balancing loss, whose gradient
+on the expert's router row is about 1e-11, and an Adam that does not round that to nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preset:
@@ -76,8 +81,11 @@ class StageRecipe:
     clip: float = 1.0
     z_loss: float = 1e-3
     """Of the routers (mid, sft)."""
-    balance_loss: float = 0.0
-    """Load balancing of the routers (mid, sft); constant, so without use, where all are active."""
+    balance_loss: float | None = None
+    """Load balancing of the routers (mid, sft); constant, so without use, where all are active.
+    When left out none, or `SILENT_BALANCE` where an appended expert starts silent."""
+    epsilon: float | None = None
+    """Of Adam; when left out 1e-8, or `SILENT_EPSILON` where an appended expert starts silent."""
     lora: int | None = None
     """Train the domain expert through factors of this rank, folded at the end of the stage."""
     micro_batch: int | None = None
@@ -105,7 +113,7 @@ class StageRecipe:
         lengths = [n for n in ("steps", "tokens", "epochs") if getattr(self, n) is not None]
         if len(lengths) > 1:
             raise ValueError(f"{self.stage}: {lengths[0]} and {lengths[1]}: expected one of them")
-        for name in (*lengths, "length", "batch", "learning_rate", "lora", "save_every"):
+        for name in (*lengths, "length", "batch", "learning_rate", "lora", "save_every", "epsilon"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{self.stage}: {name}: expected more than 0, got {value}")
@@ -116,7 +124,7 @@ class StageRecipe:
         if not self.general and self.general_share is not None:
             raise ValueError(f"{self.stage}: general_share has no effect without general data")
         if self.stage in ("dpo", "rl"):
-            for name in ("tokens", "general_share"):
+            for name in ("tokens", "general_share", "balance_loss"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{self.stage}: {name} is for mid and sft")
 
@@ -141,7 +149,18 @@ class StageRecipe:
     @property
     def router_loss(self) -> RouterLoss:
         """The routers' losses."""
-        return RouterLoss(balance=self.balance_loss, z=self.z_loss)
+        return RouterLoss(balance=self.balance_loss or 0.0, z=self.z_loss)
+
+    def reaching(self) -> "StageRecipe":
+        """This stage with what it needs to send tokens to an expert that starts silent.
+
+        Only mid-training and finetuning have router losses; what the recipe says itself stays.
+        """
+        if self.stage not in ("mid", "sft"):
+            return self
+        balance = SILENT_BALANCE if self.balance_loss is None else self.balance_loss
+        epsilon = SILENT_EPSILON if self.epsilon is None and balance else self.epsilon
+        return replace(self, balance_loss=balance, epsilon=epsilon)
 
     def batch_of(self, tokens: int, length: int) -> int:
         """Blocks a step: the published number of tokens, fewer in a small run."""
@@ -165,6 +184,7 @@ class StageRecipe:
             scheduler=self.scheduler or preset.scheduler,
             weight_decay=self.weight_decay,
             betas=preset.betas,
+            epsilon=1e-8 if self.epsilon is None else self.epsilon,
             clip=self.clip,
             micro_batch=self.micro_batch,
             log_every=max(1, num_steps // 200),

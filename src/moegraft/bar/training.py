@@ -42,6 +42,8 @@ class Job:
     on_step: OnStep | None
     how: Mapping[str, Any]
     """Seed and placement, for `TrainOptions`."""
+    reached: Callable[[Blocks], list[float]] | None = None
+    """For appended experts: the share of a text's tokens that reach them, by layer."""
 
     @property
     def length(self) -> int:
@@ -104,6 +106,7 @@ def _blocks(job: Job) -> dict[str, Any]:
     share = stage.general_share
     weights = {"domain": 1 - share, "general": share} if share else None
     options = stage.options(num_steps, batch, **job.how)
+    before = job.reached(sources["domain"]) if job.reached else None
     train_lm(
         job.model,
         sources,
@@ -118,7 +121,11 @@ def _blocks(job: Job) -> dict[str, Any]:
         {"part": name, "tokens": blocks.num_tokens, "sha256": blocks.digest()}
         for name, blocks in sources.items()
     ]
-    return {"data": _named(stage, data), "options": _about(options, length=job.length)}
+    about = _about(options, length=job.length, router=stage.router_loss)
+    found = {"data": _named(stage, data), "options": about}
+    if job.reached is None:
+        return found
+    return {**found, "reached": {"before": before, "after": job.reached(sources["domain"])}}
 
 
 def plan_blocks(stage: StageRecipe, num_tokens: Mapping[str, int], length: int) -> tuple[int, int]:

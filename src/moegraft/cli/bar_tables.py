@@ -191,6 +191,19 @@ def show_stages(console: Console, plan: list[dict[str, Any]]) -> None:
             f"{row['learning_rate']:g} {row['scheduler']}",
         )
     console.print(table)
+    for row in plan:
+        if "reach" in row:
+            _say(console, _reach_line(row["stage"], **row["reach"]))
+
+
+def _reach_line(stage: str, balance_loss: float | None, epsilon: float | None) -> str:
+    """What a stage does so that tokens reach an appended expert that starts silent."""
+    if not balance_loss:
+        return f"{stage}: nothing here brings tokens to the appended experts, which start silent"
+    return (
+        f"{stage}: a balance loss of {balance_loss:g} and Adam's epsilon at {epsilon or 1e-8:g} "
+        f"bring tokens to the appended experts (--set {stage}.balance_loss=0 to do without)"
+    )
 
 
 def show_trained(console: Console, stages: Any) -> None:
@@ -206,6 +219,17 @@ def show_trained(console: Console, stages: Any) -> None:
         reward = f"{stage['reward']:.3f}" if "reward" in stage else ""
         table.add_row(str(stage["stage"]), *cells, loss, reward)
     console.print(table)
+    for stage in stages:
+        if "reached" in stage:
+            _say(console, _reached_line(stage["stage"], **stage["reached"]))
+
+
+def _reached_line(stage: str, before: Sequence[float], after: Sequence[float]) -> str:
+    """How many tokens the appended experts get in each layer."""
+    told = ", ".join(f"{old:.0%} -> {new:.0%}" for old, new in zip(before, after, strict=True))
+    silent = sum(not share for share in after)
+    note = f"; in {silent} layers none do, so train longer or at a higher rate" if silent else ""
+    return f"{stage}: domain tokens that reach the appended experts, by layer: {told}{note}"
 
 
 def show_verified(console: Console, folder: Any, found: Any) -> None:
