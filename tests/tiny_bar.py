@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import save_file
 
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
@@ -45,6 +47,20 @@ def train_branch(
         manifest = manifest.with_stage(stage)
     write_manifest(out, manifest)
     return out
+
+
+def card_of(folder: Path, bases: list[str], relation: str) -> ModelCard:
+    """The model card in `folder`: metadata that the Hub takes, those bases, no local path."""
+    card = ModelCard.load(folder / "README.md")
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+    assert card.data.base_model == bases
+    assert card.data.base_model_relation == relation
+    assert card.data.library_name == "transformers"
+    assert "moegraft" in card.data.tags
+    for name in bases:
+        validate_repo_id(name)
+    assert str(folder.parent) not in str(card) and "/tmp" not in str(card)
+    return card
 
 
 def build_merged(root: Path) -> Path:

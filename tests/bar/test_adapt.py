@@ -13,6 +13,7 @@ from moegraft.bar.training import plan_blocks
 from moegraft.config import parse_recipe
 from moegraft.errors import BranchError, RecipeError, RunError, TrainDataError, TrainingError
 from moegraft.train.loop import read_metrics
+from tiny_bar import card_of
 from tiny_families import build_tiny, data, stored_tensors
 from tiny_sweep import CHAT, byte_tokenizer
 
@@ -109,6 +110,8 @@ def test_each_stage_opens_what_the_paper_says_and_records_it(family, places, tmp
     assert any("self_attn" in name for name in rl) and any("norm" in name for name in rl)
     assert not _expert(mid | sft | dpo | rl, 0)
     assert manifest == read_manifest(tmp_path / "run/branch")
+    card = card_of(tmp_path / "run/branch", [family], "finetune")
+    assert "| mid | expert | 2 | 128 | text.jsonl |" in card.text
     assert [stage["stage"] for stage in manifest.stages] == ["mid", "sft", "dpo", "rl"]
     assert [stage["opened"] for stage in manifest.stages] == [
         *("expert", "vocabulary", "vocabulary", "shared")

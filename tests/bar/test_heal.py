@@ -9,6 +9,7 @@ from moegraft.checkpoint import open_checkpoint
 from moegraft.config import parse_recipe
 from moegraft.errors import BranchError, RecipeError
 from moegraft.transfer import Selection, TransferRecipe, apply_plan, plan_transfer
+from tiny_bar import card_of
 from tiny_families import build_tiny, stored_tensors
 from tiny_sweep import CHAT, byte_tokenizer
 
@@ -49,6 +50,10 @@ def test_only_what_is_trained_moves_and_the_loss_falls(train, composed, texts, t
     assert json.loads((tmp_path / "h" / "heal.json").read_text()) == found
     assert (tmp_path / "h" / "composed-provenance.json").is_file()
     assert found["stage"]["stage"] == "+".join(train)
+    assert (
+        f"trained further by moegraft: {', '.join(train)} ("
+        in card_of(tmp_path / "h", ["host", "donor"], "merge").text
+    )
 
 
 def test_half_precision_is_measured_as_it_is_stored(composed, texts, tmp_path):

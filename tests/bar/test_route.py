@@ -8,6 +8,7 @@ from moegraft.bar.route import RouteRecipe, train_routers
 from moegraft.bar.tune import Tuning
 from moegraft.config import parse_recipe
 from moegraft.errors import BranchError, OutputError, RecipeError, TrainDataError
+from tiny_bar import card_of
 from tiny_families import stored_tensors
 
 FAST = Tuning(epochs=3, learning_rate=0.1, batch=2)
@@ -40,6 +41,9 @@ def test_only_routers_move_and_the_held_out_loss_falls(merged, chats, tmp_path):
     assert seen[-1][0] == "router for k = 3"
     assert seen[-1][1] == seen[-1][2]
     assert not (tmp_path / "r.work").exists()
+    tokens = read_record(tmp_path / "r").stages[0]["tokens"]
+    card = card_of(tmp_path / "r", ["anchor"], "merge")
+    assert f"Its routers were trained on {tokens:,} tokens." in card.text
 
 
 def test_the_record_tells_what_the_router_was_trained_on(merged, chats, tmp_path):

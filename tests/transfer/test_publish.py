@@ -3,10 +3,11 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
 from moegraft.checkpoint import Checkpoint
+from moegraft.checkpoint.card import base_model, public_name
 from moegraft.errors import OutputError, RecipeError
 from moegraft.transfer import apply_plan
-from moegraft.transfer.provenance import provenance, public_name
-from moegraft.transfer.publish import base_model, check_push, find_licence, push
+from moegraft.transfer.provenance import provenance
+from moegraft.transfer.publish import check_push, find_licence, push
 
 MIT = "---\nlicense: mit\nlanguage: en\n---\n# card\n"
 

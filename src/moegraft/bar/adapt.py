@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from moegraft.bar.branches import Branch, open_branch
+from moegraft.bar.card import branch_bases, write_branch_card
 from moegraft.bar.entries import computed, copied
 from moegraft.bar.manifest import Manifest, write_manifest
 from moegraft.bar.names import named_pieces
@@ -32,6 +33,7 @@ from moegraft.bar.stages import AdaptRecipe, StageRecipe
 from moegraft.bar.training import Job, check_data, train_stage
 from moegraft.bar.verify import check_stored
 from moegraft.bar.write import write_model
+from moegraft.checkpoint.card import stated_licence
 from moegraft.checkpoint.writer import Entry
 from moegraft.config import dump_recipe
 from moegraft.errors import (
@@ -250,6 +252,9 @@ def _write(branch: Branch, model: Any, opened: Trainable, manifest: Manifest, re
 
     def finish(folder: Path) -> None:
         write_manifest(folder, manifest)
+        old = branch.checkpoint
+        given = stated_licence(old), branch_bases(branch)
+        write_branch_card(folder, manifest, *given, num_experts=old.num_experts)
         if all(stage.get("opened") != "everything" for stage in manifest.stages):
             check_stored(open_branch(folder))
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from moegraft.bar.branch import BranchRecipe
+from moegraft.bar.card import write_branch_card
 from moegraft.bar.cost import merged_costs
 from moegraft.bar.distance import probe_ids, read_probes
 from moegraft.bar.entries import byte_range, computed, copied, produced
@@ -29,6 +30,7 @@ from moegraft.bar.neutral import Row, neutral_rows
 from moegraft.bar.vocabulary import VOCABULARY, NewTokens, plan_tokens
 from moegraft.bar.write import write_model
 from moegraft.checkpoint import Checkpoint, StoredPiece, open_checkpoint
+from moegraft.checkpoint.card import base_models, common_licence
 from moegraft.checkpoint.tensors import hash_bytes
 from moegraft.checkpoint.writer import Entry
 from moegraft.errors import BranchError
@@ -227,6 +229,9 @@ def _finish(plan: AppendPlan, folder: Path) -> Manifest:
         },
     )
     write_manifest(folder, manifest)
+    licence = common_licence({"host": plan.anchor}, plan.recipe.licence)
+    bases, count = base_models(plan.anchor), written.num_experts
+    write_branch_card(folder, manifest, licence, bases, num_experts=count)
     return manifest
 
 

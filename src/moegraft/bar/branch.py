@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from moegraft.bar.card import write_branch_card
 from moegraft.bar.cost import merged_costs
 from moegraft.bar.entries import computed, copied
 from moegraft.bar.manifest import Manifest, identity, write_manifest
@@ -20,6 +21,7 @@ from moegraft.bar.twin import check_tensors, expert_key, twin_config, twin_of
 from moegraft.bar.vocabulary import VOCABULARY, NewTokens, plan_tokens
 from moegraft.bar.write import write_model
 from moegraft.checkpoint import Checkpoint, open_checkpoint
+from moegraft.checkpoint.card import Licence, base_models, common_licence
 from moegraft.checkpoint.tensors import hash_bytes
 from moegraft.checkpoint.writer import Entry
 from moegraft.config import STRICT
@@ -58,6 +60,8 @@ class BranchRecipe:
     """A text file, cut at empty lines: where nothing may change when experts are appended."""
     toward: str | None = None
     """A text file of the domain, whose tokens shall reach the appended experts from the start."""
+    licence: str | None = None
+    """Of the result, where its sources state different ones."""
 
     def __post_init__(self) -> None:
         if not self.domain.isprintable() or not self.domain.strip() or "/" in self.domain:
@@ -84,6 +88,7 @@ class BranchPlan:
     routers: Mapping[int, Any]
     """How each layer's router starts."""
     warnings: tuple[str, ...]
+    licence: Licence
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
@@ -107,6 +112,7 @@ def plan_branch(recipe: BranchRecipe) -> BranchPlan:
         BranchError: no MoE family computes what the anchor does, anchor and pretrained model do
             not fit, or the tokenizer cannot take the new tokens.
         CheckpointError: a checkpoint is damaged.
+        RecipeError: the two state different licences and the recipe names none.
     """
     anchor = open_checkpoint(recipe.anchor)
     pretrained = anchor if recipe.pretrained is None else open_checkpoint(recipe.pretrained)
@@ -115,6 +121,7 @@ def plan_branch(recipe: BranchRecipe) -> BranchPlan:
         raise BranchError(f"experts and toward are for MoE hosts; {anchor.source} is dense")
     check_start(recipe.router)
     check_tensors(anchor)
+    licence = common_licence({"anchor": anchor, "pretrained": pretrained}, recipe.licence)
     warnings = _compare(anchor, pretrained) if pretrained is not anchor else []
     tokens = plan_tokens(anchor, recipe.new_tokens, noise=recipe.token_noise, seed=recipe.seed)
     config = twin_config(anchor, NUM_EXPERTS)
@@ -127,7 +134,8 @@ def plan_branch(recipe: BranchRecipe) -> BranchPlan:
                 f"the rows of the {len(tokens.ids)} new tokens start equal (the mean row): a stage "
                 "that keeps embeddings and head frozen cannot tell them apart"
             )
-    return BranchPlan(recipe, anchor, pretrained, family, config, tokens, routers, tuple(warnings))
+    told = tuple(warnings)
+    return BranchPlan(recipe, anchor, pretrained, family, config, tokens, routers, told, licence)
 
 
 def write_branch(plan: BranchPlan, out: str | Path) -> Manifest:
@@ -215,6 +223,8 @@ def _router(plan: BranchPlan, layer: int, dtype: str) -> Entry:
 def _finish(plan: BranchPlan, folder: Path) -> Manifest:
     manifest = _manifest(plan, open_checkpoint(folder))
     write_manifest(folder, manifest)
+    bases = [name for source in (plan.anchor, plan.pretrained) for name in base_models(source)]
+    write_branch_card(folder, manifest, plan.licence, bases, num_experts=NUM_EXPERTS)
     return manifest
 
 

@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from moegraft.bar.card import write_tuned_card
 from moegraft.bar.route import torch_dtype
 from moegraft.bar.route_data import read_route_data
 from moegraft.bar.tune import Tuning, tune, write_tuned
 from moegraft.checkpoint import open_checkpoint
+from moegraft.checkpoint.card import public_name
 from moegraft.config import STRICT, fingerprint
 from moegraft.errors import BranchError
 from moegraft.runtime.tokens import load_tokenizer
 from moegraft.train.loop import OnStep
-from moegraft.transfer.provenance import PROVENANCE, public_name
+from moegraft.transfer.provenance import PROVENANCE
 
 HEAL = "heal.json"
 TRAINABLE = ("router", "norm", "qk_norm")
@@ -122,6 +124,8 @@ def heal_model(
     def finish(folder: Path) -> None:
         if (checkpoint.path / PROVENANCE).is_file():
             shutil.copyfile(checkpoint.path / PROVENANCE, folder / f"composed-{PROVENANCE}")
+        title = out.resolve().name
+        write_tuned_card(folder, checkpoint, tuned.stage, title=title)
         (folder / HEAL).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
     write_tuned(checkpoint, tuned, out, finish=finish)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from moegraft.checkpoint import Checkpoint
+from moegraft.checkpoint.card import public_name
 from moegraft.errors import BranchError, OutputError
-from moegraft.transfer.provenance import public_name
 
 BRANCH = "branch.json"
 SCHEMA = 1

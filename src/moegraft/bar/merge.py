@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from moegraft.bar.average import by_component
+from moegraft.bar.card import branch_bases, write_merge_card
 from moegraft.bar.manifest import identity
 from moegraft.bar.merge_appended import AppendedMerge, plan_appended
 from moegraft.bar.merge_dense import DenseMerge, plan_dense
@@ -13,6 +14,7 @@ from moegraft.bar.names import content_digest
 from moegraft.bar.record import DIVERGENCE, MergeRecord, relative_source, write_record
 from moegraft.bar.write import write_model
 from moegraft.checkpoint import open_checkpoint
+from moegraft.checkpoint.card import Licence, base_models, common_licence
 
 __all__ = ["MergePlan", "MergeRecipe", "plan_merge", "write_merge"]
 
@@ -25,11 +27,27 @@ def plan_merge(recipe: MergeRecipe) -> MergePlan:
     Raises:
         BranchError: names the branch and the first thing that does not fit.
         CheckpointError: a folder is damaged.
+        RecipeError: the models state different licences and the recipe names none.
     """
     anchor = open_checkpoint(recipe.anchor)
     about = identity(anchor, anchor.content_hashes())
     planned = plan_appended if anchor.family.is_moe else plan_dense
-    return planned(recipe, anchor, about)
+    plan = planned(recipe, anchor, about)
+    _licence(plan)
+    return plan
+
+
+def _licence(plan: MergePlan) -> Licence:
+    sources = {part.name: part.checkpoint for part in plan.parts}
+    return common_licence({"anchor": plan.anchor, **sources}, plan.recipe.licence)
+
+
+def _bases(plan: MergePlan) -> list[str]:
+    """Names of what the merge is made of: of branches, what they are made of."""
+    dense = () if plan.branches else plan.parts
+    parts = [branch_bases(branch) for branch in plan.branches]
+    parts += [base_models(part.checkpoint) for part in dense]
+    return [*base_models(plan.anchor), *(name for part in parts for name in part)]
 
 
 def write_merge(
@@ -84,6 +102,14 @@ def _finish(plan: MergePlan, folder: Path, out: Path) -> MergeRecord:
         as_released=recipe.as_released,
     )
     write_record(folder, record)
+    write_merge_card(
+        folder,
+        record,
+        _licence(plan),
+        _bases(plan),
+        title=out.expanduser().resolve().name,
+        is_moe=not plan.is_dense,
+    )
     moved = {"components": by_component(plan.shared.moved), "tensors": plan.shared.moved}
     (folder / DIVERGENCE).write_text(json.dumps(moved, indent=1) + "\n", encoding="utf-8")
     return record

@@ -35,6 +35,8 @@ class MergeRecipe:
     """Experts active per token; all when left out."""
     seed: int = 0
     """Of the new router of `btx`."""
+    licence: str | None = None
+    """Of the result, where its sources state different ones."""
 
     def __post_init__(self) -> None:
         wrong = sorted(set(self.shared_by) - set(COMPONENTS))

@@ -15,10 +15,12 @@ from typing import Any, ClassVar
 
 import torch
 
+from moegraft.bar.card import write_merge_card, write_tuned_card
 from moegraft.bar.record import DIVERGENCE, MERGE, read_record, rebased, write_record
 from moegraft.bar.route_data import read_route_data
 from moegraft.bar.tune import Tuned, Tuning, tune, write_tuned
 from moegraft.checkpoint import Checkpoint, open_checkpoint
+from moegraft.checkpoint.card import base_models, stated_licence
 from moegraft.config import STRICT, fingerprint
 from moegraft.errors import BranchError, OutputError
 from moegraft.runtime.load import stored_dtype
@@ -153,12 +155,18 @@ def write_routed(
         {"k": k, "router": "trained", "loss": dict(tuned.after)},
     ]
     about = {"recipe": fingerprint(recipe), "rows": rows, "routing": dict(tuned.routing)}
+    title = out.expanduser().resolve().name
 
     def finish(folder: Path) -> None:
         if (checkpoint.path / MERGE).is_file():
             record = rebased(read_record(checkpoint.path), checkpoint.path, out)
             stage = {**tuned.stage, "stage": "route", "share": recipe.share}
-            write_record(folder, record.with_stage(stage))
+            record = record.with_stage(stage)
+            write_record(folder, record)
+            given = stated_licence(checkpoint), base_models(checkpoint)
+            write_merge_card(folder, record, *given, title=title, is_moe=True)
+        else:
+            write_tuned_card(folder, checkpoint, tuned.stage, title=title)
         if (checkpoint.path / DIVERGENCE).is_file():
             shutil.copyfile(checkpoint.path / DIVERGENCE, folder / DIVERGENCE)
         _write(folder / ROUTED, about)

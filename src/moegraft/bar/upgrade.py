@@ -39,6 +39,7 @@ def plan_revision(
     branch: str | Path | None = None,
     domain: str | None = None,
     moved: Mapping[str, str] | None = None,
+    licence: str | None = None,
 ) -> Revision:
     """Plan a change of the merged model in `merged`; reads every branch once, to check it.
 
@@ -49,6 +50,7 @@ def plan_revision(
         domain: the domain to remove.
         moved: folders of branches, by domain, and of the `anchor`, that are no longer where the
             record says.
+        licence: of the result, where its sources state different ones.
 
     Raises:
         BranchError: there is no record; the domain is there already, or is not; a branch is not
@@ -78,7 +80,7 @@ def plan_revision(
         if name != domain:
             _check_same(name, source, record, merged)
     anchor = (moved or {}).get("anchor") or source_of(record.anchor, merged)
-    return Revision(change, domain, _recipe(record, merged, anchor, found), anchor)
+    return Revision(change, domain, _recipe(record, merged, anchor, found, licence), anchor)
 
 
 def _branches(record: MergeRecord, folder: Path, moved: dict[str, str]) -> dict[str, str]:
@@ -119,7 +121,11 @@ def _check_same(domain: str, source: str, record: MergeRecord, merged: str | Pat
 
 
 def _recipe(
-    record: MergeRecord, merged: str | Path, anchor: str, branches: Mapping[str, str]
+    record: MergeRecord,
+    merged: str | Path,
+    anchor: str,
+    branches: Mapping[str, str],
+    licence: str | None,
 ) -> MergeRecipe:
     by_component: dict[str, Any] = dict(record.shared)
     default = by_component.pop("default")
@@ -133,4 +139,5 @@ def _recipe(
         shared_by=by_component,
         as_released=record.as_released,
         top_k=fewer,
+        licence=licence,
     )

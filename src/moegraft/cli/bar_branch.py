@@ -45,6 +45,9 @@ def branch(
     toward: Annotated[
         str | None, typer.Option(help="Text of the domain: its tokens reach the appended experts.")
     ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the result, where its sources' differ.")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Measure the distance from the anchor.")
     ] = True,
@@ -66,6 +69,7 @@ def branch(
         "experts": experts,
         "probe": probe,
         "toward": toward,
+        "licence": licence,
     }
     found = recipe_of(BranchRecipe, recipe, flags, ("anchor", "domain"), "bar branch")
     if domains < 1:

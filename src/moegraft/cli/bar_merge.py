@@ -41,6 +41,9 @@ def merge(
         int | None, typer.Option(help="Experts active per token; default all.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the new router of btx; default 0.")] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the result, where its sources' differ.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to make.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check that everything fits, and stop.")
@@ -57,6 +60,7 @@ def merge(
         "as_released": as_released,
         "top_k": top_k,
         "seed": seed,
+        "licence": licence,
         **_policies(shared),
     }
     found = recipe_of(MergeRecipe, recipe, flags, ("anchor", "branches"), "bar merge")

@@ -45,6 +45,9 @@ def _command(change: str, what: str, told: str) -> Callable[..., None]:
             list[str] | None,
             typer.Option(metavar="DOMAIN=FOLDER", help="Where a branch, or the anchor, is now."),
         ] = None,
+        licence: Annotated[
+            str | None, typer.Option(help="Of the result, where its sources' differ.")
+        ] = None,
         suite: Annotated[
             Path | None, typer.Option(help="YAML: conditions and the losses to rule out.")
         ] = None,
@@ -79,6 +82,7 @@ def _command(change: str, what: str, told: str) -> Callable[..., None]:
             branch=None if change == "remove" else subject,
             domain=subject if change == "remove" else None,
             moved=sources_of(where),
+            licence=licence,
         )
         if routing:
             _merge_and_route(revision, out, settings, device_of(device))

@@ -1,7 +1,6 @@
 """`provenance.json`: which bytes of a composed checkpoint came from where, by content."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +8,13 @@ from typing import Any
 
 import moegraft
 from moegraft.checkpoint import Checkpoint
+from moegraft.checkpoint.card import public_name
 from moegraft.config import fingerprint, recipe_content
 from moegraft.transfer.plan import Plan
 from moegraft.transfer.recipe import HOST, TransferRecipe
 
 PROVENANCE = "provenance.json"
 SCHEMA = 1
-
-_CACHED = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)")
 
 
 def write_provenance(
@@ -88,19 +86,6 @@ def public_recipe(plan: Plan) -> TransferRecipe:
         donors={name: _public_source(donor) for name, donor in plan.donors.items()},
         map=None if recipe.map is None else Path(recipe.map).name,
     )
-
-
-def public_name(checkpoint: Checkpoint) -> str:
-    """`org/name` of a Hub repository, else the folder's own name; never a path."""
-    if checkpoint.revision is not None:
-        return checkpoint.source.split("@", 1)[0]
-    if checkpoint.source.startswith("nano:"):
-        return checkpoint.source
-    folder = checkpoint.path.resolve()
-    for part in folder.parts:
-        if match := _CACHED.fullmatch(part):
-            return f"{match['org']}/{match['name']}"
-    return folder.name
 
 
 def _public_source(checkpoint: Checkpoint) -> str:
