@@ -199,10 +199,14 @@ def test_a_branch_of_a_moe_trains_its_appended_expert_alone(places, tmp_path, mo
         adapt(AdaptRecipe(str(start), (wider,), device="cpu"), tmp_path / "other")
 
 
-def test_several_processes_are_refused(places, tmp_path, monkeypatch):
+def test_what_several_processes_cannot_do_is_refused(places, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="bar adapt runs in one process"):
+    with pytest.raises(RecipeError, match="stage rl runs in one process; mid and sft are"):
+        adapt(_recipe(places, _stage(places, "rl")), tmp_path / "run")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RecipeError, match=r"whole model in each process.* with FSDP; shard in"):
         adapt(_recipe(places, _stage(places, "mid")), tmp_path / "run")
+    assert plan_blocks(StageRecipe("mid", ("x",)), {"domain": 1000}, 100)[1] == 2
 
 
 def test_only_the_rows_of_new_tokens_can_be_opened(places, tmp_path):

@@ -12,12 +12,11 @@ import torch
 from moegraft.errors import RecipeError, RunError, TrainDataError, TrainingError
 from moegraft.nano import pretrain
 from moegraft.nano import tokenizer as tokenizers
-from moegraft.train.lm import keeps_apart, train_lm, validation_loss
+from moegraft.train.lm import train_lm, validation_loss
 from moegraft.train.loop import last_checkpoint, read_metrics
 from moegraft.train.options import TrainOptions
 from moegraft.train.router_loss import RouterLoss
 from moegraft.train.text import Blocks, pack
-from tiny_families import build_tiny
 
 pytestmark = pytest.mark.filterwarnings(
     # transformers and accelerate while training; none is ours to mend
@@ -189,16 +188,6 @@ def test_documents_of_one_block_do_not_see_one_another():
     first = Blocks(blocks.ids[:1], blocks.positions[:1])
     assert len(starts) > 2
     assert validation_loss(model, first) == pytest.approx(total / count, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("family", "apart"),
-    [("olmo2", True), ("qwen3_moe", True), ("flex_olmo", True), ("gpt_oss", False)],
-)
-def test_whether_documents_are_kept_apart_is_tried_out(family, apart):
-    model = build_tiny(family).train()
-    assert keeps_apart(model) is apart
-    assert model.training
 
 
 def test_router_losses_are_off_unless_asked_for(tmp_path):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from moegraft.bar.branches import Branch, open_branch
@@ -62,6 +63,9 @@ _log = logging.getLogger(__name__)
 def adapt(recipe: AdaptRecipe, out: str | Path, *, on_step: OnStage | None = None) -> Manifest:
     """Run the stages of `recipe`; called again after an interruption, go on where it stopped.
 
+    Under `accelerate launch` mid-training and finetuning share each batch among the processes; the
+    first one writes.
+
         OUT/recipe.yaml                      the recipe, every default written out
         OUT/stages/1-mid/train/              metrics.jsonl and checkpoints of the stage
         OUT/stages/1-mid/branch/             the branch after the stage
@@ -80,26 +84,26 @@ def adapt(recipe: AdaptRecipe, out: str | Path, *, on_step: OnStage | None = Non
 
     Raises:
         BranchError: the branch is none, has no tokenizer, or a frozen tensor of it has moved.
-        RecipeError: a stage opens what the branch does not have; or several processes.
+        RecipeError: a stage opens what the branch does not have, or cannot run in several
+            processes.
         TrainDataError: a stage's data are empty or cannot be read; names the stage.
         TrainingError: a loss or gradient is not finite; names the stage; checkpoints stay.
         FrozenMovedError: something frozen has moved; no branch is written.
         RunError: `out` holds another run.
     """
     out = Path(out).expanduser()
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise RecipeError(
-            "bar adapt runs in one process; in several, freeze the branch in a loop of your own "
-            "(moegraft.train.freeze), then `moegraft bar verify`"
-        )
-    branch = open_branch(recipe.branch)
-    if not recipe.as_released:
-        check_stored(branch)
-    stages = _stages(recipe, branch)
-    for stage in stages:
-        check_level(_level(stage, branch, recipe), branch)
-        check_data(stage)
-    _claim(out, recipe)
+    _check_processes(recipe)
+    processes = PartialState(cpu=_is_on_cpu(recipe))
+    with processes.main_process_first():
+        branch = open_branch(recipe.branch)
+        if not recipe.as_released:
+            check_stored(branch)
+        stages = _stages(recipe, branch)
+        for stage in stages:
+            check_level(_level(stage, branch, recipe), branch)
+            check_data(stage)
+        if processes.is_main_process:
+            _claim(out, recipe)
     for number, stage in enumerate(stages, 1):
         folder = out / "stages" / f"{number}-{stage.stage}"
         result = out / RESULT if number == len(stages) else folder / RESULT
@@ -159,6 +163,28 @@ def _level(stage: StageRecipe, branch: Branch, recipe: AdaptRecipe) -> Any:
     return stage.open or level_of(stage.stage, branch, as_released=recipe.as_released)
 
 
+def _check_processes(recipe: AdaptRecipe) -> None:
+    """Raise RecipeError for what several processes cannot do."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    for stage in recipe.stages:
+        if stage.stage in ("dpo", "rl"):
+            raise RecipeError(
+                f"stage {stage.stage} runs in one process; mid and sft are shared among several"
+            )
+    for kind in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
+            raise RecipeError(
+                f"bar adapt holds the whole model in each process, and cannot be launched with "
+                f"{kind}; shard in a loop of your own with moegraft.train.freeze, then verify"
+            )
+
+
+def _is_on_cpu(recipe: AdaptRecipe) -> bool:
+    name = recipe.device
+    return name == "cpu" or (name == "auto" and not torch.cuda.is_available())
+
+
 def _claim(out: Path, recipe: AdaptRecipe) -> None:
     """Write the recipe into the run's folder, or check that it is the one that stands there."""
     file, text = out / RECIPE, dump_recipe(recipe)
@@ -215,16 +241,16 @@ def _run_stage(
         "trained_numbers": num_open,
         "lora": stage.lora,
     }
-    _write(branch, model, opened, branch.manifest.with_stage({**about, **trained}), result)
-    for checkpoint in work.glob("checkpoint-*"):  # of no use once the branch is there
-        shutil.rmtree(checkpoint)
+    processes = PartialState()
+    if processes.is_main_process:
+        _write(branch, model, opened, branch.manifest.with_stage({**about, **trained}), result)
+        for checkpoint in work.glob("checkpoint-*"):  # of no use once the branch is there
+            shutil.rmtree(checkpoint)
+    processes.wait_for_everyone()
 
 
 def _load(branch: Branch, recipe: AdaptRecipe) -> tuple[Any, Any]:
-    name = recipe.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = torch.device(recipe.device) if recipe.device != "auto" else PartialState().device
     tokenizer = load_tokenizer(branch.checkpoint)
     if tokenizer is None:
         raise BranchError(f"{branch.folder}: has no tokenizer, and cannot be trained without one")

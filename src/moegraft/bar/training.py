@@ -1,6 +1,7 @@
 """Run one stage's training on a live branch: read its data, choose its length, call its trainer."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -131,13 +132,16 @@ def _blocks(job: Job) -> dict[str, Any]:
 def plan_blocks(stage: StageRecipe, num_tokens: Mapping[str, int], length: int) -> tuple[int, int]:
     """Steps, and blocks a step, for sources of so many tokens.
 
-    One pass over the domain comes with as much of the general mix as its share says.
+    One pass over the domain comes with as much of the general mix as its share says. A batch that
+    the stage leaves open can be divided among the processes.
     """
     domain, everything = num_tokens["domain"], sum(num_tokens.values())
     share = 1 - domain / everything if stage.general_share is None else stage.general_share
     epochs = stage.preset.epochs if stage.epochs is None else stage.epochs
     wanted = stage.tokens or round(epochs * domain / (1 - share))
     batch = stage.batch_of(wanted, length)
+    if stage.batch is None:
+        batch += -batch % int(os.environ.get("WORLD_SIZE", "1"))
     return stage.steps or max(1, round(wanted / (batch * length))), batch
 
 

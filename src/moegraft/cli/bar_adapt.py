@@ -1,5 +1,6 @@
 """`moegraft bar adapt`: train a branch in stages, each with its own freeze set."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,6 +85,9 @@ def _adapt(recipe: Any, out: Path | None, *, as_json: bool) -> None:
     from moegraft.train.data import hide_progress
 
     plan = plan_adapt(recipe)
+    if os.environ.get("RANK", "0") != "0":  # the first of several processes tells
+        adapt(recipe, out or "")
+        return
     if not as_json:
         show_stages(Console(), plan)
     if out is None:

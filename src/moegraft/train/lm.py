@@ -1,7 +1,5 @@
 """Language-model training on packed texts: pretraining, mid-training, routers on their own."""
 
-import inspect
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,13 +11,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainingArguments
 
+from moegraft.errors import RecipeError
+from moegraft.train.apart import keeps_apart, packed_logits
 from moegraft.train.loop import ExactTrainer, OnStep, Prepare, Record, run, weights_digest
 from moegraft.train.options import TrainOptions
 from moegraft.train.router_loss import RouterLoss, Take, router_losses
 from moegraft.train.text import IGNORED, Blocks, Order, check_weights, mixed_order
 
 _NO_ROUTER_LOSS = RouterLoss()
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +53,8 @@ def train_lm(
     again after the end, it loads the end. In float32 on one device, equal means bit for bit.
 
     Args:
-        model: any causal model. Parameters without `requires_grad` stay. Documents of a block are
-            kept apart where attention is all that mixes tokens; state-space layers see through.
+        model: any causal model. Parameters without `requires_grad` stay. Documents of a block
+            never see one another: where position ids do not suffice each is run by itself.
         data: blocks, or blocks by source.
         options: steps, batch (blocks a step), rate, seed. `save_every` decides how much an
             interruption costs.
@@ -73,6 +72,7 @@ def train_lm(
         TrainingError: the loss or a gradient is not finite; the last checkpoint stays.
         RunError: `work` holds another training.
         IncompatibleError: router losses of a model without routers.
+        RecipeError: several processes, and a model whose documents have to be run by themselves.
     """
     sources = {"text": data} if isinstance(data, Blocks) else dict(data)
     shares = check_weights(sources, weights)
@@ -92,10 +92,15 @@ def train_lm(
         trainer = _LmTrainer(
             model=model,
             args=TrainingArguments(**_arguments(options, work)),
-            train_dataset=_Rows(list(sources.values()), order, apart),
+            train_dataset=_Rows(list(sources.values()), order),
             data_collator=_stack,
         )
-        trainer.prepare, trainer.take = prepare, take
+        if not apart and trainer.args.world_size > 1:
+            raise RecipeError(
+                f"{type(model).__name__} mixes the documents of a block, so each is run by itself, "
+                "and that works in one process only"
+            )
+        trainer.prepare, trainer.take, trainer.apart = prepare, take, apart
         record = Record(
             work,
             tokens_per_step=options.batch * length,
@@ -109,46 +114,19 @@ def train_lm(
     return LmResult(last["step"], last["tokens"], last["loss"], last.get("validation", {}))
 
 
-@torch.no_grad()
-def keeps_apart(model: PreTrainedModel) -> bool:
-    """Whether position ids that start again make `model` treat documents of a block separately.
-
-    Tried out on eight tokens rather than looked up: state-space layers see through, and some
-    implementations (gpt_oss in transformers 5.23) do not tell their attention.
-    """
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        return _told(model, False)
-    was_training = model.training
-    model.eval()
-    embedding: Any = model.get_input_embeddings()
-    device = embedding.weight.device
-    ids = torch.arange(1, 9, device=device).repeat(2, 1)
-    ids[1, :4] += 8  # two blocks whose first documents differ
-    ids %= embedding.weight.shape[0]
-    going_on = torch.arange(8, device=device).expand(2, 8)
-    differences = []
-    for positions in (going_on, going_on % 4):
-        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 4:].float()
-        differences.append(float((logits[0] - logits[1]).abs().max()))
-    model.train(was_training)
-    return _told(model, differences[1] <= 0.05 * differences[0])
-
-
-def _told(model: PreTrainedModel, apart: bool) -> bool:
-    if not apart:
-        _log.warning("%s: documents of one block see one another", type(model).__name__)
-    return apart
-
-
 def token_loss(
     model: Any, blocks: Blocks, rows: Sequence[int], *, apart: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Sum of the next tokens' losses over some blocks, in float32 nats, and how many there are."""
     logits, labels = _logits(model, blocks, rows, apart)
-    loss = torch.nn.functional.cross_entropy(
+    return _summed(logits, labels), (labels != IGNORED).sum()
+
+
+def _summed(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of the losses, in float32."""
+    return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
-    return loss, (labels != IGNORED).sum()
 
 
 @torch.no_grad()
@@ -186,15 +164,18 @@ def block_losses(model: PreTrainedModel, blocks: Blocks, *, batch: int = 16) -> 
 def _logits(model: Any, blocks: Blocks, rows: Sequence[int], apart: bool) -> tuple[Tensor, Tensor]:
     """Of every place of some blocks but the last, in float32, and the token that follows."""
     device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in _inputs(blocks, rows, apart).items()}
-    labels = inputs.pop("labels")[:, 1:]
-    return model(**inputs, use_cache=False).logits[:, :-1].float(), labels
+    inputs = {name: value.to(device) for name, value in _inputs(blocks, rows).items()}
+    ids, positions, labels = (inputs[k] for k in ("input_ids", "position_ids", "labels"))
+    counted = labels != IGNORED
+    logits = packed_logits(model, ids, positions, apart=apart, counted=counted)
+    return logits[:, :-1].float(), labels[:, 1:]
 
 
 class _LmTrainer(ExactTrainer):
     """Next-token loss without a cache, and the routers' losses on top."""
 
     take: Take | None = None
+    apart: bool = True
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -208,16 +189,41 @@ class _LmTrainer(ExactTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The mean over the step's tokens, plus the routers' losses averaged over its parts."""
+        if not self.apart:
+            return self._loss_of_documents(model, inputs, num_items_in_batch)
         # A cache, even an empty one, makes transformers ignore where documents begin.
         inputs = {**inputs, "use_cache": False}
         loss: Any = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         if self.take is None:
             return loss
-        extra = self.take(None)
+        return self._with_router_loss(loss, self.take(None), num_items_in_batch)
+
+    def _with_router_loss(self, loss: Tensor, extra: Tensor, num_items_in_batch: Any) -> Tensor:
         self._router_sum += float(extra.detach())
         self._router_count += 1
         is_scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         return loss + extra / (self.current_gradient_accumulation_steps if is_scaled else 1)
+
+    def _loss_of_documents(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any
+    ) -> Tensor:
+        """The same of documents that have to be run by themselves."""
+        labels = inputs["labels"]
+        counted = labels != IGNORED
+        extras: list[tuple[Tensor, Tensor]] = []
+
+        def keep(real: Tensor) -> None:
+            if self.take is not None:
+                extras.append((real.sum(), self.take(real)))
+
+        ids, positions = inputs["input_ids"], inputs["position_ids"]
+        logits = packed_logits(model, ids, positions, apart=False, counted=counted, after=keep)
+        count = counted[:, 1:].sum() if num_items_in_batch is None else num_items_in_batch
+        loss = _summed(logits[:, :-1].float(), labels[:, 1:]) / count
+        if not extras:
+            return loss
+        total = sum(count * extra for count, extra in extras) / sum(count for count, _ in extras)
+        return self._with_router_loss(loss, total, num_items_in_batch)  # pyright: ignore[reportArgumentType]
 
     def router_means(self) -> dict[str, float]:
         """Mean of the routers' losses since the last call."""
@@ -229,7 +235,10 @@ class _LmTrainer(ExactTrainer):
 
 
 def _arguments(options: TrainOptions, work: Path) -> dict[str, Any]:
-    found = options.arguments(work) | {"train_sampling_strategy": "sequential"}
+    found = options.arguments(work) | {
+        "train_sampling_strategy": "sequential",
+        "remove_unused_columns": False,  # not every model has a use for position ids
+    }
     if not found["gradient_checkpointing"]:  # off anyway; naming it prints a warning
         del found["gradient_checkpointing"]
     return found
@@ -238,8 +247,8 @@ def _arguments(options: TrainOptions, work: Path) -> dict[str, Any]:
 class _Rows(Dataset):
     """Blocks in the order in which they are read."""
 
-    def __init__(self, sources: Sequence[Blocks], order: Order, apart: bool) -> None:
-        self._sources, self._order, self._apart = sources, order, apart
+    def __init__(self, sources: Sequence[Blocks], order: Order) -> None:
+        self._sources, self._order = sources, order
 
     def __len__(self) -> int:
         return len(self._order.rows)
@@ -247,13 +256,16 @@ class _Rows(Dataset):
     def __getitem__(self, place: int) -> dict[str, Tensor]:
         blocks = self._sources[self._order.sources[place]]
         row = int(self._order.rows[place])
-        return {name: value[0] for name, value in _inputs(blocks, [row], self._apart).items()}
+        return {name: value[0] for name, value in _inputs(blocks, [row]).items()}
 
 
-def _inputs(blocks: Blocks, rows: Sequence[int], apart: bool) -> dict[str, Tensor]:
+def _inputs(blocks: Blocks, rows: Sequence[int]) -> dict[str, Tensor]:
     rows = [*rows]
-    found = {"input_ids": blocks.ids[rows].long(), "labels": blocks.labels(rows)}
-    return {**found, "position_ids": blocks.positions[rows].long()} if apart else found
+    return {
+        "input_ids": blocks.ids[rows].long(),
+        "position_ids": blocks.positions[rows].long(),
+        "labels": blocks.labels(rows),
+    }
 
 
 def _stack(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
