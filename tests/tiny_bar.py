@@ -7,12 +7,22 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.bar.manifest import read_manifest, write_manifest
 from moegraft.bar.merge import MergeRecipe, plan_merge, write_merge
 from tiny_families import build_tiny, stored_tensors
 from tiny_sweep import CHAT, byte_tokenizer
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Forty words, so that 24 rows of a vocabulary of 64 are padding."""
+    words = {f"w{index}": index for index in range(40)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w2")
 
 
 def train_branch(

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
+from tiny_bar import word_tokenizer
 from tiny_families import build_tiny
 
 DENSE = {
@@ -31,14 +30,6 @@ def dense_pairs(tmp_path_factory):
         return made[model_type]
 
     return pair
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """Forty words, so that 24 rows of a vocabulary of 64 are padding."""
-    words = {f"w{index}": index for index in range(40)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w2")
 
 
 @pytest.fixture(scope="session")

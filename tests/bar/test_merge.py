@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from moegraft.bar.record import read_record
 from moegraft.bar.twin import TWINS
 from moegraft.config import parse_recipe
 from moegraft.errors import BranchError, OutputError, RecipeError
-from tiny_bar import train_branch
+from tiny_bar import train_branch, word_tokenizer
 from tiny_families import build_tiny, stored_tensors
 
 EMBEDDING, HEAD, QUERY = (
@@ -202,6 +203,10 @@ def test_a_branch_with_another_vocabulary_is_refused(word_anchor, tmp_path):
     file.write_text(file.read_text().replace('"w7"', '"x7"'))
     with pytest.raises(BranchError, match="tokenizer has 'x7' at id 7, expected 'w7'"):
         merge(word_anchor, [tmp_path / "tool"], tmp_path / "m")
+    manifest = read_manifest(tmp_path / "tool")
+    write_manifest(tmp_path / "tool", replace(manifest, tokens={"<call>": 70}))
+    with pytest.raises(BranchError, match="its vocabulary has 64 rows, expected 71: the anchor's"):
+        merge(word_anchor, [tmp_path / "tool"], tmp_path / "m")
 
 
 def test_dense_weights_are_averaged(dense_pairs, tmp_path):
@@ -236,6 +241,44 @@ def test_btx_averages_attention_and_as_released_takes_the_first_models(dense_pai
     build_tiny("olmo2", intermediate_size=12).save_pretrained(tmp_path / "narrow")
     with pytest.raises(BranchError, match=r"has shape \[16, 12\], the anchor's \[16, 24\]"):
         merge(anchor, [str(tmp_path / "narrow")], tmp_path / "m", method="average")
+
+
+def dense_with_tokens(folder, *tokens, seed):
+    """A dense model of the word anchor's kind whose tokenizer has new tokens behind the words."""
+    build_tiny("olmo2", seed=seed).save_pretrained(folder)
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens([*tokens])
+    tokenizer.save_pretrained(folder)
+    return stored_tensors(folder)
+
+
+@pytest.mark.parametrize("method", ["average", "btx", "btx-released"])
+def test_new_tokens_of_dense_models_are_united_by_name(method, word_anchor, tmp_path):
+    tool = dense_with_tokens(tmp_path / "tool", "<call>", "<end>", seed=5)
+    code = dense_with_tokens(tmp_path / "code", "<end>", "<run>", seed=6)
+    given = [tmp_path / "tool", tmp_path / "code"]
+    _, record = merge(word_anchor, given, tmp_path / "m", method=method)
+    assert record.tokens == {"<call>": 40, "<end>": 41, "<run>": 42}
+    own, merged = stored_tensors(word_anchor), stored_tensors(tmp_path / "m")
+    for name in (EMBEDDING, HEAD):
+        assert torch.equal(merged[name][40], tool[name][40])
+        assert torch.equal(merged[name][42], code[name][41])
+        mean = (tool[name][41] + code[name][40]) / 2
+        assert torch.allclose(merged[name][41], mean, atol=1e-6)
+        old = (own[name][:40] + tool[name][:40] + code[name][:40]) / 3
+        assert torch.allclose(merged[name][:40], old, atol=1e-6) == (method != "btx-released")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert tokenizer("w1 <run> <call>")["input_ids"] == [1, 42, 40]
+
+
+def test_dense_models_of_another_vocabulary_are_refused(word_anchor, tmp_path):
+    dense_with_tokens(tmp_path / "d", *(f"<{n}>" for n in range(25)), seed=5)
+    with pytest.raises(BranchError, match="has 64 rows, too few for token 64 of its tokenizer"):
+        merge(word_anchor, [tmp_path / "d"], tmp_path / "m", method="average")
+    file = tmp_path / "d" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"w7"', '"x7"'))
+    with pytest.raises(BranchError, match="has 'x7' at id 7, the anchor's 'w7'; expected the anch"):
+        merge(word_anchor, [tmp_path / "d"], tmp_path / "m", method="btx")
 
 
 def test_a_recipe_that_contradicts_itself_is_refused():

@@ -7,7 +7,7 @@ from moegraft.bar.record import read_record
 from moegraft.bar.route import RouteRecipe, train_routers
 from moegraft.bar.tune import Tuning
 from moegraft.config import parse_recipe
-from moegraft.errors import BranchError, OutputError, RecipeError, TrainDataError
+from moegraft.errors import BranchError, OutputError, RecipeError, TrainDataError, TrainingError
 from tiny_bar import card_of
 from tiny_families import stored_tensors
 
@@ -114,6 +114,14 @@ def test_an_empty_or_missing_domain_is_named(merged, chats, tmp_path):
         with pytest.raises(TrainDataError, match=message):
             train_routers(recipe(merged, {**chats, "tool": str(source)}), tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(merged, chats, tmp_path):
+    tuning = Tuning(learning_rate=1e30, batch=2, save_every=1, warmup=0)
+    with pytest.raises(TrainingError, match=r"step \d: the .* is not a finite number.*checkpoint-"):
+        train_routers(recipe(merged, chats, tuning=tuning), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+    assert [*(tmp_path / "r.work" / "k-3").glob("checkpoint-*/COMPLETE")]
 
 
 def test_what_cannot_be_routed_is_refused(merged, chats, tmp_path, word_anchor):

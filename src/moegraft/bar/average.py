@@ -20,7 +20,7 @@ POLICIES = get_args(Policy)
 the tensor, else the anchor's. `anchor`: the anchor's. `equal`: refuse where one differs. `first`:
 the first branch's (what the authors' BTX does)."""
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 
 
 @dataclass

@@ -5,7 +5,6 @@ training of nothing but the routers on ordinary data mends what it can, and the 
 text says how much that was; everything else stays as it was, byte for byte.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from moegraft.bar.card import write_tuned_card
+from moegraft.bar.json_record import write_json_record
 from moegraft.bar.route import torch_dtype
 from moegraft.bar.route_data import read_route_data
 from moegraft.bar.tune import Tuning, tune, write_tuned
@@ -126,7 +126,7 @@ def heal_model(
             shutil.copyfile(checkpoint.path / PROVENANCE, folder / f"composed-{PROVENANCE}")
         title = out.resolve().name
         write_tuned_card(folder, checkpoint, tuned.stage, title=title)
-        (folder / HEAL).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json_record(folder, HEAL, about)
 
     write_tuned(checkpoint, tuned, out, finish=finish)
     shutil.rmtree(work, ignore_errors=True)

@@ -9,15 +9,15 @@ their rows. `shared` holds the other tensors as they were at the start; stages m
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from moegraft.bar.json_record import read_json_record, write_json_record
 from moegraft.checkpoint import Checkpoint
 from moegraft.checkpoint.card import public_name
-from moegraft.errors import BranchError, OutputError
+from moegraft.errors import BranchError
 
 BRANCH = "branch.json"
 SCHEMA = 1
@@ -78,18 +78,9 @@ def read_manifest(folder: Path | str) -> Manifest:
     Raises:
         BranchError: there is none, or it is not of this form; names the file and the key.
     """
+    made_by = "moegraft bar branch"
+    fields = read_json_record(folder, BRANCH, SCHEMA, what="a branch's manifest", made_by=made_by)
     file = Path(folder) / BRANCH
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BranchError(
-            f"{folder}: has no {BRANCH}; expected a folder that `moegraft bar branch` made"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise BranchError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise BranchError(f"{file}: expected schema {SCHEMA} of a branch's manifest")
-    fields: dict[str, Any] = {key: value for key, value in content.items() if key != "schema"}
     _check(file, fields)
     fields["stages"] = tuple(fields.get("stages", ()))
     return Manifest(**fields)
@@ -101,14 +92,7 @@ def write_manifest(folder: Path | str, manifest: Manifest) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    file = Path(folder) / BRANCH
-    aside = file.with_name(f".{BRANCH}.partial")
-    try:
-        text = json.dumps(manifest.as_dict(), indent=1, ensure_ascii=False) + "\n"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(file)
-    except OSError as error:
-        raise OutputError(f"{file}: cannot be written ({error.strerror})") from None
+    write_json_record(folder, BRANCH, manifest.as_dict())
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {

@@ -135,7 +135,7 @@ def _dense(source: str, anchor: Checkpoint) -> Part:
             f"{place}: is a {checkpoint.family.name}, the anchor a {anchor.family.name}; this "
             "method merges dense models of one family (branches are merged with --method bar)"
         )
-    return dense_part(name or Path(place).name, checkpoint)
+    return dense_part(name or Path(place).name, checkpoint, anchor)
 
 
 def untrained_warnings(branches: Sequence[Branch]) -> Iterator[str]:

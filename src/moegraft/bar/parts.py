@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moegraft.bar.branches import Branch
+from moegraft.bar.vocabulary import VOCABULARY, added_tokens
 from moegraft.checkpoint import Checkpoint, StoredPiece
 from moegraft.errors import BranchError
 from moegraft.families import Key
@@ -54,9 +55,14 @@ def branch_part(branch: Branch) -> Part:
     )
 
 
-def dense_part(name: str, checkpoint: Checkpoint) -> Part:
-    """A dense model that was trained as a whole."""
-    return Part(name, checkpoint.source, checkpoint, checkpoint.pieces())
+def dense_part(name: str, checkpoint: Checkpoint, anchor: Checkpoint) -> Part:
+    """A dense model that was trained as a whole, perhaps with tokens that the anchor lacks.
+
+    Raises:
+        BranchError: its tokenizer gives another id to one of the anchor's tokens.
+    """
+    tokens = added_tokens(anchor, checkpoint)
+    return Part(name, checkpoint.source, checkpoint, checkpoint.pieces(), tokens=tokens)
 
 
 def check_parts(anchor: Checkpoint, parts: Sequence[Part]) -> None:
@@ -74,7 +80,12 @@ def check_parts(anchor: Checkpoint, parts: Sequence[Part]) -> None:
             given = part.pieces.get(key)
             if given is None:
                 raise BranchError(f"{part.source}: lacks {stored.name}, which the anchor has")
-            grown = bool(part.tokens) and key.component in ("embedding", "lm_head")
+            grown = bool(part.tokens) and key.component in VOCABULARY
+            if grown and given.shape[0] <= max(part.tokens.values()):
+                raise BranchError(
+                    f"{part.source}: {given.name} has {given.shape[0]} rows, too few for token "
+                    f"{max(part.tokens.values())} of its tokenizer"
+                )
             if given.shape != stored.shape and not grown:
                 raise BranchError(
                     f"{part.source}: {given.name} has shape {list(given.shape)}, the anchor's "

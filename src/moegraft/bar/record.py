@@ -1,14 +1,14 @@
 """`merge.json`: which branch each expert of a merged model is, how it was merged, what followed."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from moegraft.bar.json_record import read_json_record, write_json_record
 from moegraft.checkpoint import Checkpoint
-from moegraft.errors import BranchError, OutputError
+from moegraft.errors import BranchError
 
 MERGE = "merge.json"
 DIVERGENCE = "divergence.json"
@@ -89,18 +89,8 @@ def read_record(folder: Path | str) -> MergeRecord:
     Raises:
         BranchError: there is none, or it is not of this form.
     """
+    fields = read_json_record(folder, MERGE, SCHEMA, what="a merge", made_by="moegraft bar merge")
     file = Path(folder) / MERGE
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BranchError(
-            f"{folder}: has no {MERGE}; expected a folder that `moegraft bar merge` made"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise BranchError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise BranchError(f"{file}: expected schema {SCHEMA} of a merge")
-    fields: dict[str, Any] = {key: value for key, value in content.items() if key != "schema"}
     wrong = sorted(_KEYS ^ fields.keys())
     if wrong:
         told = "unknown key" if wrong[0] in fields else "lacks"
@@ -116,11 +106,4 @@ def write_record(folder: Path | str, record: MergeRecord) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    file = Path(folder) / MERGE
-    aside = file.with_name(f".{MERGE}.partial")
-    try:
-        text = json.dumps(record.as_dict(), indent=1, ensure_ascii=False) + "\n"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(file)
-    except OSError as error:
-        raise OutputError(f"{file}: cannot be written ({error.strerror})") from None
+    write_json_record(folder, MERGE, record.as_dict())

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 
 from moegraft.bar.card import write_merge_card, write_tuned_card
+from moegraft.bar.json_record import write_json_record
 from moegraft.bar.record import DIVERGENCE, MERGE, read_record, rebased, write_record
 from moegraft.bar.route_data import read_route_data
 from moegraft.bar.tune import Tuned, Tuning, tune, write_tuned
@@ -140,7 +141,7 @@ def train_routers(
         rows += about["rows"]
         routing[str(k)] = about["routing"]
     found = {"rows": rows, "routing": routing, "data": _about_data(recipe, data.num_records)}
-    _write(out / ROUTE, found)
+    write_json_record(out, ROUTE, found)
     shutil.rmtree(work, ignore_errors=True)
     return found
 
@@ -169,7 +170,7 @@ def write_routed(
             write_tuned_card(folder, checkpoint, tuned.stage, title=title)
         if (checkpoint.path / DIVERGENCE).is_file():
             shutil.copyfile(checkpoint.path / DIVERGENCE, folder / DIVERGENCE)
-        _write(folder / ROUTED, about)
+        write_json_record(folder, ROUTED, about)
 
     write_tuned(checkpoint, tuned, out, finish=finish)
     return about
@@ -208,10 +209,3 @@ def _about_data(recipe: RouteRecipe, counts: Mapping[str, tuple[int, int, int]])
     names = ("sampled", "held_out", "all")
     records = {name: dict(zip(names, own, strict=True)) for name, own in counts.items()}
     return {"share": recipe.share, "records": records}
-
-
-def _write(file: Path, content: Any) -> None:
-    try:
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{file}: cannot be written ({error.strerror})") from None

@@ -10,6 +10,7 @@ from moegraft.bar.names import rows
 from moegraft.checkpoint import Checkpoint, StoredPiece, load_tensor
 from moegraft.checkpoint.writer import ByteRange, Entry, Produced
 from moegraft.errors import BranchError
+from moegraft.transfer.vocabulary import read_tokenizer
 
 VOCABULARY = ("embedding", "lm_head")
 """Components with one row per token."""
@@ -96,6 +97,24 @@ def plan_tokens(
     if have < num_old:
         raise BranchError(f"{anchor.source}: {num_old} tokens but only {have} rows of embedding")
     return NewTokens(ids, num_old, max(have, num_old + len(ids)), noise, seed, tokenizer)
+
+
+def added_tokens(anchor: Checkpoint, checkpoint: Checkpoint) -> dict[str, int]:
+    """Tokens, with their ids, that `checkpoint` has beside the anchor's; none without tokenizers.
+
+    Raises:
+        BranchError: its tokenizer gives another id to one of the anchor's tokens.
+    """
+    ours, theirs = read_tokenizer(anchor).ids, read_tokenizer(checkpoint).ids
+    if ours is None or theirs is None:
+        return {}
+    for index, token in sorted(ours.items()):
+        if theirs.get(index) != token:
+            raise BranchError(
+                f"{checkpoint.source}: its tokenizer has {theirs.get(index)!r} at id {index}, the "
+                f"anchor's {token!r}; expected the anchor's tokens and new ones behind them"
+            )
+    return {token: index for index, token in sorted(theirs.items()) if index not in ours}
 
 
 def vocabulary_pieces(checkpoint: Checkpoint) -> Iterator[StoredPiece]:

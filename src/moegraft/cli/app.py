@@ -43,7 +43,6 @@ _EXTRA_OF = {
     "psutil": "eval",
     "torch": "eval",
     "transformers": "eval",
-    "peft": "train",
     "trl": "train",
 }
 """By package, the extra that brings it; the base install has none of them."""

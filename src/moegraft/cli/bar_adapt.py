@@ -86,7 +86,8 @@ def _adapt(recipe: Any, out: Path | None, *, as_json: bool) -> None:
 
     plan = plan_adapt(recipe)
     if os.environ.get("RANK", "0") != "0":  # the first of several processes tells
-        adapt(recipe, out or "")
+        if out is not None:
+            adapt(recipe, out)
         return
     if not as_json:
         show_stages(Console(), plan)

@@ -8,6 +8,24 @@ from rich.console import Console
 
 from moegraft.cli.bar_branch import recipe_of
 from moegraft.cli.evaluation import write_json
+from moegraft.cli.router_options import (
+    BatchSize,
+    Data,
+    Device,
+    Dtype,
+    Epochs,
+    HeldOut,
+    Json,
+    LearningRate,
+    Length,
+    Out,
+    SaveEvery,
+    Seed,
+    device_of,
+    recipe_file,
+    sources_of,
+    tuning_of,
+)
 from moegraft.cli.steps import draw_figures, say, show_steps
 from moegraft.errors import RecipeError
 
@@ -17,43 +35,36 @@ def route(
         str | None, typer.Argument(help="A merged model's folder, or a route recipe (YAML).")
     ] = None,
     *,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[NAME=]SOURCE", help="Chats or texts of a domain; repeatable."),
-    ] = None,
+    data: Data = None,
     share: Annotated[
         float | None, typer.Option(help="Of each source's records; default 0.05.")
     ] = None,
-    held_out: Annotated[
-        float | None, typer.Option(help="Share that is only measured; default 0.02.")
-    ] = None,
+    held_out: HeldOut = None,
     k: Annotated[
         list[int] | None, typer.Option(help="Active experts; repeat for a router each.")
     ] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens of a block; default 2048.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Default 2.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Default 1e-4.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Blocks a step; default by data.")] = None,
+    length: Length = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    batch: BatchSize = None,
     micro_batch: Annotated[int | None, typer.Option(help="Blocks held at once.")] = None,
     z: Annotated[float | None, typer.Option(help="Of the router's z-loss; default 1e-3.")] = None,
     balance: Annotated[
         float | None, typer.Option(help="Of a load-balancing loss; default none.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
-    save_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints to resume from; default none.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder to make.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto (as stored).")] = "float32",
-    as_json: Annotated[bool, typer.Option("--json", help="Data for machines on stdout.")] = False,
+    seed: Seed = None,
+    save_every: SaveEvery = None,
+    out: Out = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
 ) -> None:
     """Train the routers of a merged model, nothing else, on a small share of every domain."""
     from moegraft.bar.route import RouteRecipe
 
-    is_recipe = model is not None and model.endswith((".yaml", ".yml"))
+    file = recipe_file(model)
     flags: dict[str, Any] = {
-        "model": None if is_recipe else model,
+        "model": None if file else model,
         "data": sources_of(data),
         "share": share,
         "held_out": held_out,
@@ -70,7 +81,6 @@ def route(
             save_every=save_every,
         ),
     }
-    file = Path(model) if is_recipe and model else None
     recipe = recipe_of(RouteRecipe, file, flags, ("model", "data"), "bar route")
     if out is None:
         raise RecipeError("bar route: expected --out DIR")
@@ -101,44 +111,6 @@ def train_and_show(
     for name, profile in found["routing"].items():
         show_routing(Console(), profile, f"weight of each expert, k = {name}")
     say(f"wrote {out}")
-
-
-def sources_of(given: list[str] | None) -> dict[str, str] | None:
-    """`--data` options by name; a source without one is called by its file's name.
-
-    Raises:
-        RecipeError: a name stands twice.
-    """
-    if given is None:
-        return None
-    found: dict[str, str] = {}
-    for value in given:
-        name, equals, source = value.partition("=")
-        name, source = (name, source) if equals else (Path(value).stem, value)
-        if name in found:
-            raise RecipeError(f"--data {value}: the name {name!r} stands twice; use NAME=SOURCE")
-        found[name] = source
-    return found
-
-
-def tuning_of(**given: Any) -> dict[str, Any] | None:
-    """Settings of the training that were given, or None."""
-    return {name: value for name, value in given.items() if value is not None} or None
-
-
-def device_of(name: str) -> str:
-    """A torch device by name.
-
-    Raises:
-        RecipeError: there is no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RecipeError(f"--device {name}: no CUDA device here; use cpu")
-    return name
 
 
 def _draw(found: dict[str, Any], out: Path) -> None:

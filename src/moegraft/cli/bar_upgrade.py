@@ -8,9 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from moegraft.cli.bar_merge import merge_and_show
-from moegraft.cli.bar_route import device_of, sources_of, train_and_show
+from moegraft.cli.bar_route import train_and_show
 from moegraft.cli.evaluation import execution_of
 from moegraft.cli.gate import EXIT_CODES, report_gate, test_models
+from moegraft.cli.router_options import (
+    Data,
+    Device,
+    HeldOut,
+    Length,
+    device_of,
+    sources_of,
+)
 from moegraft.cli.steps import say
 from moegraft.config import load_recipe, parse_recipe
 from moegraft.errors import RecipeError
@@ -24,17 +32,12 @@ def _command(change: str, what: str, told: str) -> Callable[..., None]:
         subject: Annotated[str, typer.Argument(metavar=what.upper(), help=f"The {what}.")],
         *,
         out: Annotated[Path, typer.Option(help="The folder to make.")],
-        data: Annotated[
-            list[str] | None,
-            typer.Option(metavar="[NAME=]SOURCE", help="What the routers train on; repeatable."),
-        ] = None,
+        data: Data = None,
         share: Annotated[
             float | None, typer.Option(help="Of each source's records; default 0.05.")
         ] = None,
-        held_out: Annotated[
-            float | None, typer.Option(help="Share that is only measured; default 0.02.")
-        ] = None,
-        length: Annotated[int | None, typer.Option(help="Tokens of a block; default 2048.")] = None,
+        held_out: HeldOut = None,
+        length: Length = None,
         tuning: Annotated[
             Path | None, typer.Option(help="YAML: epochs, learning_rate, batch, z, seed, ...")
         ] = None,
@@ -61,7 +64,7 @@ def _command(change: str, what: str, told: str) -> Callable[..., None]:
         include: Annotated[
             list[Path] | None, typer.Option(help="Folder with more task files; repeatable.")
         ] = None,
-        device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+        device: Device = "auto",
     ) -> None:
         from moegraft.bar.upgrade import plan_revision
 

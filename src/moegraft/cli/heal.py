@@ -1,14 +1,30 @@
 """`moegraft heal`: train nothing but the routers of a composed model."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from moegraft.cli.bar_branch import recipe_of
-from moegraft.cli.bar_route import device_of, sources_of, tuning_of
 from moegraft.cli.evaluation import write_json
+from moegraft.cli.router_options import (
+    BatchSize,
+    Data,
+    Device,
+    Dtype,
+    Epochs,
+    HeldOut,
+    Json,
+    LearningRate,
+    Length,
+    Out,
+    SaveEvery,
+    Seed,
+    device_of,
+    recipe_file,
+    sources_of,
+    tuning_of,
+)
 from moegraft.cli.steps import draw_figures, say, show_steps
 from moegraft.errors import RecipeError
 
@@ -18,39 +34,32 @@ def heal(
         str | None, typer.Argument(help="A composed MoE, or a heal recipe (YAML).")
     ] = None,
     *,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[NAME=]SOURCE", help="Chats or texts; repeatable."),
-    ] = None,
+    data: Data = None,
     train: Annotated[
         str | None, typer.Option(metavar="A,B", help="router (default), norm, qk_norm.")
     ] = None,
     share: Annotated[
         float | None, typer.Option(help="Of each source's records; default 1.")
     ] = None,
-    held_out: Annotated[
-        float | None, typer.Option(help="Share that is only measured; default 0.02.")
-    ] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens of a block; default 2048.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Default 2.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Default 1e-4.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Blocks a step; default by data.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
-    save_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints to resume from; default none.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder to make.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto (as stored).")] = "float32",
-    as_json: Annotated[bool, typer.Option("--json", help="Data for machines on stdout.")] = False,
+    held_out: HeldOut = None,
+    length: Length = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    batch: BatchSize = None,
+    seed: Seed = None,
+    save_every: SaveEvery = None,
+    out: Out = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
 ) -> None:
     """Train the routers of a composed model, and say what that changes on held-out text."""
     from moegraft.bar.heal import HealRecipe, heal_model
     from moegraft.cli.bar_tables import show_losses
 
-    is_recipe = model is not None and model.endswith((".yaml", ".yml"))
+    file = recipe_file(model)
     flags: dict[str, Any] = {
-        "model": None if is_recipe else model,
+        "model": None if file else model,
         "data": sources_of(data),
         "train": None if train is None else [part.strip() for part in train.split(",")],
         "share": share,
@@ -64,7 +73,6 @@ def heal(
             save_every=save_every,
         ),
     }
-    file = Path(model) if is_recipe and model else None
     recipe = recipe_of(HealRecipe, file, flags, ("model", "data"), "heal")
     if out is None:
         raise RecipeError("heal: expected --out DIR")

@@ -93,7 +93,6 @@ def new_model(
         sizes: override its config.
     """
     config = {
-        "vocab_size": len(tokenizer),
         "hidden_size": 128,
         "intermediate_size": 344,
         "num_hidden_layers": 4,
@@ -101,15 +100,11 @@ def new_model(
         "num_key_value_heads": 4,
         "max_position_embeddings": 2048,
         "initializer_range": 0.04,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+        **pretrain.token_sizes(tokenizer),
     } | sizes
     torch.manual_seed(seed)
     model = Olmo2ForCausalLM(Olmo2Config(**config))
-    for name, parameter in model.named_parameters():
-        if name.endswith(("q_norm.weight", "k_norm.weight")):
-            torch.nn.init.constant_(parameter, qk_gain)
+    pretrain.sharpen(model, qk_gain)
     return model
 
 

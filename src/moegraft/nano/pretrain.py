@@ -65,7 +65,6 @@ def new_model(
         sizes: override its config.
     """
     config = {
-        "vocab_size": len(tokenizer),
         "hidden_size": 96,
         "intermediate_size": 96,
         "num_hidden_layers": 4,
@@ -76,17 +75,26 @@ def new_model(
         "max_position_embeddings": tokenizer.model_max_length,
         "initializer_range": 0.04,
         "router_aux_loss_coef": 0.01,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+        **token_sizes(tokenizer),
     } | sizes
     torch.manual_seed(seed)
     model = OlmoeForCausalLM(OlmoeConfig(**config))
     model.set_experts_implementation("eager")
+    sharpen(model, qk_gain)
+    return model
+
+
+def token_sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What a config takes from the tokenizer: the vocabulary and the special tokens."""
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in special}}
+
+
+def sharpen(model: torch.nn.Module, qk_gain: float) -> None:
+    """Set the weights of the query and key norms, so that attention starts sharp."""
     for name, parameter in model.named_parameters():
         if name.endswith(("q_norm.weight", "k_norm.weight")):
             torch.nn.init.constant_(parameter, qk_gain)
-    return model
 
 
 class Batch(NamedTuple):

@@ -61,7 +61,7 @@ def packed_logits(
     if apart:
         return model(input_ids=ids, position_ids=positions, use_cache=False).logits
     found = []
-    place = torch.zeros_like(ids)
+    place = torch.zeros_like(ids, dtype=torch.long)
     done = 0
     for rows, first, length in _groups(positions, counted):
         width = int(length.max())
