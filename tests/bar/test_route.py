@@ -124,11 +124,15 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(merged, chats, 
     assert [*(tmp_path / "r.work" / "k-3").glob("checkpoint-*/COMPLETE")]
 
 
-def test_what_cannot_be_routed_is_refused(merged, chats, tmp_path, word_anchor):
+def test_what_cannot_be_routed_is_refused(merged, chats, tmp_path, monkeypatch):
     with pytest.raises(BranchError, match=r"top_k 4: .* has 3 experts"):
         train_routers(recipe(merged, chats, top_k=(4,)), tmp_path / "r")
     with pytest.raises(BranchError, match="expected float32, bfloat16 or auto"):
         train_routers(recipe(merged, chats), tmp_path / "r", dtype="int8")
+    with monkeypatch.context() as two:
+        two.setenv("WORLD_SIZE", "2")
+        with pytest.raises(RecipeError, match="routers are trained in one process"):
+            train_routers(recipe(merged, chats), tmp_path / "r")
     base = {"model": "m", "data": {"a": "b"}}
     for change, message in (
         ({"share": 0}, "share: expected a share above 0"),

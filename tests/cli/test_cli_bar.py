@@ -155,18 +155,20 @@ def test_heal_takes_a_recipe_or_flags(moegraft, chat_pair, tmp_path):
 def test_an_upgrade_is_merged_routed_and_gated(moegraft, tmp_path, chats, tiny_tasks):
     merged = build_merged(tmp_path)
     train_branch(tmp_path / "code-start", tmp_path / "code-2", seed=9)
-    data = tuple(part for name in chats for part in ("--data", f"{name}={chats[name]}"))
-    settings = ("--share", 0.5, "--held-out", 0.2, "--length", 64)
+    data = ", ".join(f"{name}={chats[name]}" for name in chats)
+    recipe = tmp_path / "upgrade.yaml"
+    recipe.write_text(
+        f"merged: {merged}\nsubject: {tmp_path / 'code-2'}\nout: {tmp_path / 'new'}\n"
+        f"data: [{data}]\nshare: 0.5\nheld_out: 0.2\nlength: 64\n"
+    )
     (tmp_path / "tuning.yaml").write_text("epochs: 1\nbatch: 8\n")
     suite = tmp_path / "suite.yaml"
     task = tiny_tasks / "tiny_choose.yaml"
     suite.write_text(
         f"conditions: [{{condition: {task}, margin_points: 90}}]\nlimit: 12\nchat_template: false\n"
     )
-    what = ("bar", "upgrade", merged, tmp_path / "code-2", "--out", tmp_path / "new")
-    code, text, err = moegraft(
-        *what, *data, *settings, "--tuning", tmp_path / "tuning.yaml", "--suite", suite
-    )
+    more = ("--tuning", tmp_path / "tuning.yaml", "--suite", suite)
+    code, text, err = moegraft("bar", "upgrade", "--recipe", recipe, *more)
     assert code == 0, err
     assert "k = 3, router trained" in text
     assert f"against {merged}: pass" in err

@@ -5,6 +5,7 @@ that was held out, before and after; after means with the numbers as they are st
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from moegraft.bar.route_data import RouteData
 from moegraft.bar.write import write_model
 from moegraft.checkpoint import Checkpoint
 from moegraft.checkpoint.writer import Entry
-from moegraft.errors import BranchError
+from moegraft.errors import BranchError, RecipeError
 from moegraft.families import Key
 from moegraft.runtime.hooks import routers
 from moegraft.runtime.load import from_pretrained
@@ -122,8 +123,13 @@ def tune(
     Raises:
         BranchError: the checkpoint has none of these components, or `top_k` is out of range.
         FrozenMovedError: something else moved.
+        RecipeError: there are several processes.
         TrainingError: the loss is not finite; the last checkpoint in `work` stays.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise RecipeError(
+            "routers are trained in one process; start the command without a launcher"
+        )
     model = from_pretrained(checkpoint, dtype, "eager", torch.device(device))
     used_k = set_top_k(model, checkpoint, top_k)
     names = _parameters(model, checkpoint, components)

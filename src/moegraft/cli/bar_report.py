@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from moegraft.cli.evaluation import write_json
+from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.steps import draw_figures, say, write_content
 
 LEDGER = "ledger.json"
@@ -15,6 +16,7 @@ LEDGER = "ledger.json"
 def report(
     merged: Annotated[Path, typer.Argument(help="A folder of `bar merge` or `bar route`.")],
     *,
+    recipe: RecipeOption = None,
     router_share: Annotated[
         float, typer.Option(help="Of all tokens, where no router training is recorded.")
     ] = 0.05,

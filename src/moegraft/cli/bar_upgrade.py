@@ -11,6 +11,7 @@ from moegraft.cli.bar_merge import merge_and_show
 from moegraft.cli.bar_route import train_and_show
 from moegraft.cli.evaluation import execution_of
 from moegraft.cli.gate import EXIT_CODES, report_gate, test_models
+from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.router_options import (
     Data,
     Device,
@@ -31,6 +32,7 @@ def _command(change: str, what: str, told: str) -> Callable[..., None]:
         merged: Annotated[Path, typer.Argument(help="The merged model that is deployed now.")],
         subject: Annotated[str, typer.Argument(metavar=what.upper(), help=f"The {what}.")],
         *,
+        recipe: RecipeOption = None,
         out: Annotated[Path, typer.Option(help="The folder to make.")],
         data: Data = None,
         share: Annotated[

@@ -7,12 +7,14 @@ import typer
 from rich.console import Console
 
 from moegraft.cli.evaluation import write_json
+from moegraft.cli.recipe import RecipeOption
 from moegraft.errors import RecipeError
 
 
 def verify(
     branch: Annotated[Path, typer.Argument(help="The trained branch's folder.")],
     *,
+    recipe: RecipeOption = None,
     original: Annotated[
         Path | None,
         typer.Option(help="The branch it started from, where the trainer left branch.json behind."),
