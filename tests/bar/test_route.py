@@ -117,7 +117,7 @@ def test_an_empty_or_missing_domain_is_named(merged, chats, tmp_path):
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(merged, chats, tmp_path):
-    tuning = Tuning(learning_rate=1e30, batch=2, save_every=1, warmup=0)
+    tuning = Tuning(learning_rate=1e30, batch=2, save_every=1, warmup=0.0)
     with pytest.raises(TrainingError, match=r"step \d: the .* is not a finite number.*checkpoint-"):
         train_routers(recipe(merged, chats, tuning=tuning), tmp_path / "r")
     assert not (tmp_path / "r").exists()

@@ -250,7 +250,8 @@ def _run_stage(
 
 
 def _load(branch: Branch, recipe: AdaptRecipe) -> tuple[Any, Any]:
-    device = torch.device(recipe.device) if recipe.device != "auto" else PartialState().device
+    device = PartialState().device if recipe.device == "auto" else torch.device(recipe.device)
+    assert device is not None
     tokenizer = load_tokenizer(branch.checkpoint)
     if tokenizer is None:
         raise BranchError(f"{branch.folder}: has no tokenizer, and cannot be trained without one")

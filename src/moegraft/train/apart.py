@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moegraft.errors import FamilyError
-from moegraft.families import find_family
+from moegraft.families import Family, find_family
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +107,14 @@ def _can_tell(model: PreTrainedModel) -> bool:
         family = find_family(model.config.to_dict())
     except FamilyError:
         return True
-    return all(family.place(name).component != "mixer" for name, _ in model.named_parameters())
+    return not any(_is_mixer(family, name) for name, _ in model.named_parameters())
+
+
+def _is_mixer(family: Family, name: str) -> bool:
+    try:
+        return family.place(name).component == "mixer"
+    except FamilyError:  # something that was added for training, such as low-rank factors
+        return False
 
 
 def _tells(model: PreTrainedModel) -> bool:
