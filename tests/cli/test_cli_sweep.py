@@ -43,6 +43,8 @@ def test_a_sweep_prints_table_2_and_the_report_and_exports_without_torch(
     assert "experts" in out
     assert f"report: {run / 'report.html'}" in out
     assert "sweep: 18 of 18 items" in err
+    assert err.startswith("resident on cpu: peak ")
+    assert err.count("without activations") == 1
     assert "limit: 3" in (run / "recipe.yaml").read_text()
 
     code, out, err = moegraft("sweep", recipe_file, *common, "--limit", 3)
@@ -74,6 +76,8 @@ def test_a_sweep_prints_table_2_and_the_report_and_exports_without_torch(
         (["--host", "a", "--donor", "b", "--memory-budget", "big"], "expected a size such as 16GB"),
         (["--host", "a", "--donor", "b", "--preset", "papre"], "preset: "),
         (["--host", "a", "--donor", "b", "--device-map", "none.yaml"], "none.yaml: cannot be read"),
+        (["--host", "a", "--donor", "b", "--chat-template-kwargs", "thinking"], "JSON object, got"),
+        (["--host", "a", "--donor", "b", "--repeats", "0"], "repeats: expected at least 1, got 0"),
         (["missing.yaml"], "missing.yaml: no such recipe file"),
         (["--host", "a", "--donor", "b", "--configurations", "router,routre"], "did you mean"),
     ],

@@ -163,6 +163,8 @@ def test_a_limit_takes_a_prefix(load):
 def test_sampling_needs_a_temperature_and_is_not_binary(load):
     with pytest.raises(EvalDataError, match="set a temperature"):
         load("paper_gsm8k_cot", repeats=4)
+    with pytest.raises(EvalDataError, match="compared by likelihood, which 4 repeats would not"):
+        load("paper_arc_challenge_letters", repeats=4, temperature=0.6)
     condition = load("paper_gsm8k_cot", repeats=4, temperature=0.6, max_gen_toks=99)
     assert (condition.repeats, condition.binary) == (4, False)
     assert condition.decoding.temperature == 0.6

@@ -3,10 +3,11 @@ import shutil
 
 import pytest
 
-from moegraft.errors import IncompatibleError, RunError
+from moegraft.errors import IncompatibleError, RecipeError, RunError
 from moegraft.evals.export import export_samples
 from moegraft.evals.lock import writer_lock
 from moegraft.evals.store import read_rows
+from moegraft.report import summarize
 from moegraft.sweep.design import SweepRecipe
 from moegraft.sweep.execute import Execution, run_sweep
 from tiny_sweep import byte_tokenizer
@@ -178,3 +179,28 @@ def test_token_embeddings_do_not_move_between_other_token_ids(
     )
     with pytest.raises(IncompatibleError, match="leave out embedding, lm_head and rest"):
         run_sweep(recipe, tmp_path / "run", Execution(device="cpu", include=(tiny_tasks,)))
+
+
+def test_sampling_of_the_recipe_reaches_every_cell_and_is_not_binary(
+    chat_pair, tiny_tasks, tmp_path
+):
+    recipe = SweepRecipe(
+        *map(str, chat_pair),
+        configurations=("experts",),
+        conditions=("tiny_write",),
+        limit=2,
+        repeats=3,
+        temperature=0.8,
+        max_gen_toks=2,
+    )
+    assert run_sweep(recipe, tmp_path / "run", Execution(device="cpu", include=(tiny_tasks,)))
+    settings = json.loads((tmp_path / "run/env.json").read_text())["conditions"]["tiny_write"]
+    assert settings["settings"]["repeats"] == 3
+    assert settings["settings"]["decoding"]["temperature"] == 0.8
+    for name in ("host", "experts", "donor"):
+        rows = read_rows(tmp_path / "run", name, "tiny_write").values()
+        assert all(3 <= row["num_tokens"] <= 3 * 2 for row in rows)
+    summary = summarize(tmp_path / "run")
+    assert [about["binary"] for about in summary["subset"]["conditions"]] == [False]
+    with pytest.raises(RecipeError, match="temperature: expected at least 0, got -1.0"):
+        SweepRecipe("a", "b", temperature=-1.0)

@@ -1,5 +1,6 @@
 """Assembles the subcommands and turns errors that users cause into one line."""
 
+import logging
 import sys
 from typing import NoReturn
 
@@ -54,6 +55,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; exit 2 on an error that the user can mend."""
+    _tell()
     try:
         app()
     except SystemExit as stop:
@@ -69,6 +71,21 @@ def main() -> None:
         if package not in _EXTRA_OF:
             raise
         _exit_with(f"this needs {package}: pip install 'moegraft[{_EXTRA_OF[package]}]'")
+
+
+class _Stderr(logging.Handler):
+    """Messages of libraries on whatever stderr is now: progress bars put themselves there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{record.getMessage()}\n")
+
+
+def _tell() -> None:
+    """Show warnings, and what will be loaded where and how much memory it takes."""
+    told = logging.getLogger("moegraft")
+    if not told.handlers:
+        told.addHandler(_Stderr())
+    logging.getLogger("moegraft.runtime").setLevel(logging.INFO)
 
 
 def _exit_with(told: str) -> NoReturn:

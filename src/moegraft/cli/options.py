@@ -1,5 +1,6 @@
 """What several subcommands share: parsing of options, and progress of an evaluation."""
 
+import json
 import re
 import shlex
 import sys
@@ -102,6 +103,17 @@ def parse_device_map(text: str | None) -> str | dict[str, str | int] | None:
         for module, device in found.items()
     ):
         raise RecipeError(f"--device-map {text}: expected lines such as 'model.layers.0: cuda:0'")
+    return found
+
+
+def parse_json(option: str, text: str | None) -> dict[str, Any] | None:
+    """An option that takes a JSON object."""
+    try:
+        found = None if text is None else json.loads(text)
+    except ValueError:
+        found = text
+    if found is not None and not isinstance(found, dict):
+        raise RecipeError(f"{option}: expected a JSON object, got {text}")
     return found
 
 

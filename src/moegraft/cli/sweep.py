@@ -6,12 +6,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from moegraft.cli.options import (
     DeviceMapOption,
     command_line,
     parse_bytes,
     parse_device_map,
+    parse_json,
     parse_limit,
     parse_shard,
     show_progress,
@@ -59,6 +61,14 @@ def sweep(
     chat_template: Annotated[
         bool | None, typer.Option("--chat-template/--no-chat-template", show_default="on")
     ] = None,
+    chat_template_kwargs: Annotated[
+        str | None, typer.Option(metavar="JSON", help="For the template: '{\"thinking\": false}'.")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Generations per item, averaged; needs --temperature.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of sampling; 0 is greedy.")] = None,
+    max_gen_toks: Annotated[int | None, typer.Option(help="Tokens of one generation.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with local JSON lines.")] = None,
     include: Annotated[
         list[Path] | None, typer.Option(help="Folder with more task files; repeatable.")
@@ -89,6 +99,10 @@ def sweep(
         "dtype": dtype,
         "qk_norm": qk_norm,
         "chat_template": chat_template,
+        "chat_template_kwargs": parse_json("--chat-template-kwargs", chat_template_kwargs),
+        "repeats": repeats,
+        "temperature": temperature,
+        "max_gen_toks": max_gen_toks,
     }
     wanted = _recipe(recipe, {key: value for key, value in asked.items() if value is not None})
     execution = Execution(
@@ -169,7 +183,8 @@ def print_report(run_dir: Path, style: str) -> None:
     print_tables(summary, console, style=style)
     if style == "default":
         for sentence in verdicts(summary):
-            console.print(sentence, highlight=False, markup=False)
+            condition, colon, rest = sentence.partition(": ")
+            console.print(Text.assemble((condition, "bold"), colon, rest))
             console.print()
     console.print(f"report: {paths['report.html']}", highlight=False, soft_wrap=True)
 

@@ -80,7 +80,7 @@ def load_condition(
     repeats = int(config.repeats or 1) if repeats is None else repeats
     kind = "generate" if task.OUTPUT_TYPE == "generate_until" else "choose"
     decoding = _decoding(task, seed, temperature, max_gen_toks) if kind == "generate" else None
-    _check_repeats(name, kind, repeats, decoding)
+    _check_repeats(name, repeats, decoding)
     docs = [dict(doc) for doc in task.eval_docs]
     hashes = doc_hashes(docs)
     chosen = canonical_order(hashes, seed)[:limit]
@@ -296,10 +296,15 @@ def _decoding(
     )
 
 
-def _check_repeats(name: str, kind: str, repeats: int, decoding: Decoding | None) -> None:
+def _check_repeats(name: str, repeats: int, decoding: Decoding | None) -> None:
     if repeats < 1:
         raise EvalDataError(f"{name}: repeats must be at least 1, got {repeats}")
-    if repeats > 1 and (kind != "generate" or (decoding and decoding.temperature == 0)):
+    if repeats > 1 and decoding is None:
+        raise EvalDataError(
+            f"{name}: its choices are compared by likelihood, which {repeats} repeats would not "
+            "change; leave it out of a run that samples"
+        )
+    if repeats > 1 and decoding is not None and decoding.temperature == 0:
         raise EvalDataError(
             f"{name}: {repeats} repeats without sampling would all be equal; set a temperature"
         )

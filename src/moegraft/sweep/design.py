@@ -89,6 +89,12 @@ class SweepRecipe:
     chat_template: bool = True
     """Whether prompts are put into the host's chat template."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    repeats: int | None = None
+    """Generations per item, whose scores are averaged; absent: what each task says."""
+    temperature: float | None = None
+    """Of sampling, 0 = greedy; absent: what each task says."""
+    max_gen_toks: int | None = None
+    """Tokens of one generation at most; absent: what each task says."""
     confirm: bool = False
     """Evaluate key configurations on all items: host, donor and the best of each condition."""
     confirm_configurations: tuple[str, ...] = ()
@@ -97,6 +103,9 @@ class SweepRecipe:
     def __post_init__(self) -> None:
         if not isinstance(self.limit, str) and self.limit < 1:
             raise RecipeError(f"limit: expected a positive number or 'all', got {self.limit}")
+        for name, least in (("repeats", 1), ("temperature", 0), ("max_gen_toks", 1)):
+            if (given := getattr(self, name)) is not None and given < least:
+                raise RecipeError(f"{name}: expected at least {least}, got {given}")
         if self.factors and self.preset != "factorial":
             raise RecipeError("factors: have an effect only with 'preset: factorial'")
         if self.preset == "factorial" and not self.factors:

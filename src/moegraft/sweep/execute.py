@@ -124,6 +124,9 @@ def _load(
             seed=recipe.seed,
             chat_template=recipe.chat_template,
             chat_template_kwargs=recipe.chat_template_kwargs,
+            repeats=recipe.repeats,
+            temperature=recipe.temperature,
+            max_gen_toks=recipe.max_gen_toks,
         )
 
     return _Loaded(
