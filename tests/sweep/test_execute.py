@@ -202,5 +202,5 @@ def test_sampling_of_the_recipe_reaches_every_cell_and_is_not_binary(
         assert all(3 <= row["num_tokens"] <= 3 * 2 for row in rows)
     summary = summarize(tmp_path / "run")
     assert [about["binary"] for about in summary["subset"]["conditions"]] == [False]
-    with pytest.raises(RecipeError, match="temperature: expected at least 0, got -1.0"):
+    with pytest.raises(RecipeError, match=r"temperature: expected at least 0, got -1\.0"):
         SweepRecipe("a", "b", temperature=-1.0)
