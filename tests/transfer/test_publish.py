@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
@@ -8,6 +12,7 @@ from moegraft.errors import OutputError, RecipeError
 from moegraft.transfer import apply_plan
 from moegraft.transfer.provenance import provenance
 from moegraft.transfer.publish import check_push, find_licence, push
+from small_hub import small_hub
 
 MIT = "---\nlicense: mit\nlanguage: en\n---\n# card\n"
 
@@ -98,3 +103,33 @@ def test_a_hub_that_cannot_be_reached_keeps_the_checkpoint(monkeypatch, tmp_path
     with pytest.raises(OutputError, match=r"--push org/name: .*the checkpoint stays in"):
         push(tmp_path, "org/name")
     assert (tmp_path / "config.json").exists()
+
+
+def test_a_finished_checkpoint_is_uploaded_as_it_is(olmoe_pair, tmp_path):
+    out = tmp_path / "out"
+    pair = ("--host", str(olmoe_pair[0]), "--donor", str(olmoe_pair[1]))
+    asked = ("--components", "router", "--out", str(out), "--push", "org/name")
+    command = [sys.executable, "-m", "moegraft", "transfer", *pair, *asked]
+    with small_hub("hf_right") as hub:
+        env = os.environ | {
+            "HF_ENDPOINT": hub.address,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": "hf_right",
+        }
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+        assert done.returncode == 0, done.stderr
+        assert f"{hub.address}/org/name/commit/" in done.stdout + done.stderr
+        assert hub.files == {file.name: file.read_bytes() for file in out.iterdir()}
+        assert hub.requests[0] == "POST /api/repos/create"
+        assert hub.requests[-1] == "POST /api/models/org/name/commit/main"
+        assert sum(request.startswith("PUT /blobs/") for request in hub.requests) == 1
+        command[command.index(str(out))] = str(tmp_path / "other")
+        wrong = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=env | {"HF_TOKEN": "hf_old"}
+        )
+    assert wrong.returncode == 2
+    (error,) = (line for line in wrong.stderr.splitlines() if line.startswith("error: "))
+    assert "--push org/name: " in error and f"stays in {tmp_path / 'other'}" in error
+    assert (tmp_path / "other" / "model.safetensors").exists()
