@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from moegraft.cli.app import app
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,6 +58,17 @@ def test_every_command_exists_with_the_flags_it_uses(command):
     assert shown.returncode == 0, shown.stderr
     for flag in (word for word in command if word.startswith("--")):
         assert flag in shown.stdout, f"{flag} is not a flag of moegraft {' '.join(called)}"
+
+
+def test_the_example_of_bar_calls_commands_and_flags_that_exist():
+    script = (ROOT / "examples/bar/run.sh").read_text(encoding="utf-8").replace("\\\n", " ")
+    calls = [line.split("moegraft bar ", 1)[1] for line in script.splitlines() if " bar " in line]
+    assert len(calls) >= 8
+    for words in map(shlex.split, calls):
+        shown = CliRunner().invoke(app, ["bar", words[0], "--help"], env={"COLUMNS": "200"})
+        assert shown.exit_code == 0, shown.output
+        for flag in (word for word in words if word.startswith("--")):
+            assert flag in shown.output, f"{flag} is not a flag of moegraft bar {words[0]}"
 
 
 def test_the_python_example_runs():

@@ -12,7 +12,7 @@ for domain in code safety; do
         --out "$dir/$domain-start"
 done
 moegraft bar adapt --branch "$dir/code-start" --as-released --mid "$data/code/text.jsonl" \
-    --set mid.steps=1000 --set mid.batch=4 --set mid.length=128 --set mid.learning_rate=3e-3 \
+    --set mid.steps=400 --set mid.batch=4 --set mid.length=128 --set mid.learning_rate=3e-3 \
     --sft "$data/code/chat.jsonl" --general sft="$data/general/chat.jsonl" $steps --out "$dir/code"
 moegraft bar adapt --branch "$dir/safety-start" --as-released --sft "$data/safety/chat.jsonl" \
     --general sft="$data/general/chat.jsonl" $steps --out "$dir/safety"
