@@ -6,8 +6,8 @@ Each name is resumable on its own; rows land in DIR/seedN/scores and print with
 `bar_claims_tables.py`. What an ablation needs of the main table is made if it is missing.
 
 - `tool-frozen`: tool use with embeddings and head frozen, new rows equal or spread by noise.
-- `opened`: embeddings and head open for new tokens only (`released`, as in the authors' scripts),
-  or only the new tokens' rows (`least`).
+- `opened`: finetuning opens no shared tensor but the new tokens' rows (rows `-least`).
+- `released`: embedding and head open for tool use alone, as in the authors' scripts.
 - `router-data`: routers trained on 1 to 100 % of the chats.
 - `active`: fewer active experts, routers trained for it (`active-K`) or not (`naive-K`).
 - `domains`: anchor with two, then three of the four branches.
@@ -18,7 +18,7 @@ Each name is resumable on its own; rows land in DIR/seedN/scores and print with
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bar_claims import anchor, bar, base, branch_of
@@ -30,7 +30,6 @@ from bar_stages import (
     adapted,
     branch,
     merged,
-    mid_stage,
     rl_stage,
     route,
     sft_stage,
@@ -60,23 +59,17 @@ def rl(lab: Lab) -> Rows:
 
 
 def opened(lab: Lab) -> Rows:
-    """What finetuning opens: as the authors' scripts do, and new tokens' rows alone."""
-    own = {
-        domain: adapted(
-            lab,
-            _before_sft(lab, domain),
-            lab.at(f"branch-{domain}-{level}"),
-            sft_stage(lab, domain, opened=level),
-        )
-        for domain, level in LEAST_OPEN.items()
-    }
-    for domain, folder in own.items():
+    """Finetuning that opens the expert and the new tokens' rows, so that nothing is averaged."""
+    own = [_least(lab, domain) for domain in BRANCHES]
+    for domain, folder in zip(BRANCHES, own, strict=True):
         yield f"branch-{domain}-{LEAST_OPEN[domain]}", folder
-    for name, tool in (("released", branch_of(lab, "tool")), ("least", own["tool"])):
-        parts = [tool if domain == "tool" else own[domain] for domain in BRANCHES]
-        whole = merged(lab, anchor(lab), parts, lab.at(f"merged-{name}"), "bar")
-        yield f"merged-{name}", whole
-        yield f"bar-{name}", route(lab, whole, lab.at(f"bar-{name}"))
+    yield from _merged_and_routed(lab, "least", own)
+
+
+def released(lab: Lab) -> Rows:
+    """The authors' scripts: embedding and head open for tool use alone."""
+    parts = [branch_of(lab, d) if d == "tool" else _least(lab, d) for d in BRANCHES]
+    yield from _merged_and_routed(lab, "released", parts)
 
 
 def router_data(lab: Lab) -> Rows:
@@ -114,10 +107,22 @@ def upgrade(lab: Lab) -> Rows:
 
 def domain_only(lab: Lab) -> Rows:
     for domain in BRANCHES:
-        start = branch(lab, anchor(lab), base(lab), domain)
-        first = [mid_stage(lab, domain)] if domain in MID_STEPS else []
-        last = sft_stage(lab, domain, with_general=False)
-        yield f"only-{domain}", adapted(lab, start, lab.at(f"only-{domain}"), *first, last)
+        alone = sft_stage(lab, domain, with_general=False)
+        start = _before_sft(lab, domain)
+        yield f"only-{domain}", adapted(lab, start, lab.at(f"only-{domain}"), alone)
+
+
+def _least(lab: Lab, domain: str) -> Path:
+    """The branch of a domain whose finetuning opened the least."""
+    level = LEAST_OPEN[domain]
+    start, last = _before_sft(lab, domain), sft_stage(lab, domain, opened=level)
+    return adapted(lab, start, lab.at(f"branch-{domain}-{level}"), last)
+
+
+def _merged_and_routed(lab: Lab, name: str, parts: Sequence[Path]) -> Rows:
+    whole = merged(lab, anchor(lab), parts, lab.at(f"merged-{name}"), "bar")
+    yield f"merged-{name}", whole
+    yield f"bar-{name}", route(lab, whole, lab.at(f"bar-{name}"))
 
 
 def _before_sft(lab: Lab, domain: str) -> Path:
@@ -146,6 +151,7 @@ def _with_top_k(lab: Lab, model: Path, top_k: int) -> Path:
 ABLATIONS: dict[str, Callable[[Lab], Rows]] = {
     "tool-frozen": tool_frozen,
     "opened": opened,
+    "released": released,
     "router-data": router_data,
     "active": active,
     "domains": domains,

@@ -60,15 +60,20 @@ def show_steps(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _lines(what: str) -> Callable[[int, int], None]:
-    began = told = time.monotonic()
+    """Tells the time left from the steps of this training; fewer steps done begin another one."""
+    began = seen = told = time.monotonic()
+    first = last = 0
 
     def on_step(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal began, seen, told, first, last
         now = time.monotonic()
+        if done <= last or not last:
+            began, first = seen, done - 1
+        seen, last = now, done
         if done < total and now - told < _SECONDS_BETWEEN_LINES:
             return
         told = now
-        left = (now - began) * (total - done) / max(done, 1)
+        left = (now - began) * (total - done) / max(done - first, 1)
         say(f"{done:,} of {total:,} {what}, {left / 60:.0f} min left")
 
     return on_step
