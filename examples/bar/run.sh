@@ -8,7 +8,8 @@ steps="--set sft.steps=300 --set sft.batch=4 --set sft.length=128 --set sft.lear
 python -m moegraft.nano.build --worlds "$dir/worlds"
 
 for domain in code safety; do
-    [ -d "$dir/$domain-start" ] || moegraft bar branch --anchor nano:dense --pretrained nano:dense-base --domain $domain \
+    [ -d "$dir/$domain-start" ] || moegraft bar branch --anchor nano:dense \
+        --pretrained nano:dense-base --domain $domain --domains 2 \
         --out "$dir/$domain-start"
 done
 moegraft bar adapt --branch "$dir/code-start" --as-released --mid "$data/code/text.jsonl" \
