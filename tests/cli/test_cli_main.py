@@ -54,3 +54,4 @@ def test_a_missing_extra_is_one_line_that_names_it(package, tmp_path):
     last = done.stderr.splitlines()[-1]
     assert last == f"error: this needs {package}: pip install 'moegraft[eval]'"
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -80,6 +80,7 @@ def test_a_sweep_prints_table_2_and_the_report_and_exports_without_torch(
         (["--host", "a", "--donor", "b", "--repeats", "0"], "repeats: expected at least 1, got 0"),
         (["missing.yaml"], "missing.yaml: no such recipe file"),
         (["--host", "a", "--donor", "b", "--configurations", "router,routre"], "did you mean"),
+        (["--host", "absent", "--donor", "b"], "absent: no such folder"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_leaves_nothing_behind(

@@ -4,8 +4,9 @@ import pytest
 
 from moegraft.config import load_recipe
 from moegraft.errors import RunError
+from moegraft.evals.lock import writer_lock
 from moegraft.sweep.design import SweepRecipe
-from moegraft.sweep.record import claim_run
+from moegraft.sweep.record import claim_run, forget_unbegun
 
 RECIPE = SweepRecipe("a", "b", preset="paper", conditions=("t",), limit=5)
 
@@ -32,9 +33,31 @@ def test_a_larger_limit_reopens_a_finished_run(tmp_path):
 
 
 def test_another_host_is_another_run(tmp_path):
-    claim_run(tmp_path, RECIPE)
+    other = SweepRecipe("c", "b", preset="paper", conditions=("t",), limit=5)
+    claim_run(tmp_path, other)
+    claim_run(tmp_path, RECIPE)  # nothing was scored under the first one
+    (tmp_path / "env.json").touch()
     with pytest.raises(RunError, match="host"):
-        claim_run(tmp_path, SweepRecipe("c", "b", preset="paper", conditions=("t",), limit=5))
+        claim_run(tmp_path, other)
+
+
+def test_a_run_that_never_began_leaves_nothing_but_what_was_there(tmp_path):
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    (mine / "state").mkdir(parents=True)
+    (mine / "state" / "ballot").touch()
+    run.mkdir()
+    for folder in (run, mine):
+        with writer_lock(folder, (1, 1)):
+            claim_run(folder, RECIPE)
+            forget_unbegun(folder)
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        *("mine", "mine/state", "mine/state/ballot")
+    ]
+    run.mkdir()
+    claim_run(run, RECIPE)
+    (run / "items").mkdir()
+    forget_unbegun(run)
+    assert (run / "recipe.yaml").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

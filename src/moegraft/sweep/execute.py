@@ -22,7 +22,7 @@ from moegraft.evals.record import (
 from moegraft.evals.run import Cell, Progress, evaluate_cells
 from moegraft.sweep.confirm import carry_over, choose_confirmed
 from moegraft.sweep.design import DONOR, Configuration, SweepRecipe, design
-from moegraft.sweep.record import claim_run
+from moegraft.sweep.record import claim_run, forget_unbegun
 from moegraft.transfer.recipe import HOST
 
 CONTROL_ITEMS = 200
@@ -84,10 +84,15 @@ def run_sweep(
     except OSError as error:
         raise OutputError(f"{run_dir}: cannot be made: {error.strerror}") from None
     with writer_lock(run_dir, execution.shard):
-        if claim_run(run_dir, recipe):
-            return True
-        loaded = _load(recipe, configurations, run_dir, execution, on_progress)
-        return _evaluate(loaded, on_note)
+        is_new = not (run_dir / "recipe.yaml").exists()
+        try:
+            if claim_run(run_dir, recipe):
+                return True
+            loaded = _load(recipe, configurations, run_dir, execution, on_progress)
+            return _evaluate(loaded, on_note)
+        finally:
+            if is_new and execution.shard == (1, 1):
+                forget_unbegun(run_dir)
 
 
 def _load(
