@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moegraft.compare.formats import read_inspect, read_run_folder, read_table
+from moegraft.compare.olmes import PATTERN as PREDICTIONS
+from moegraft.compare.olmes import is_prediction, read_predictions
 from moegraft.compare.reading import json_lines, json_object
 from moegraft.compare.results import Cells, Results
 from moegraft.compare.samples import PATTERN, is_sample, read_samples
@@ -75,7 +77,8 @@ def read_results(
 
     Args:
         argument: a run directory of ours, a folder with `samples_*.jsonl` of lm-eval or one such
-            file, a CSV or JSON-lines table, a JSON log of Inspect or a folder of them.
+            file, likewise `*-predictions.jsonl` of OLMES, a CSV or JSON-lines table, a JSON log
+            of Inspect or a folder of them.
         metric: which metric to take where the results have several.
         rename: new names for conditions.
 
@@ -141,6 +144,8 @@ def _read(path: Path, label: str | None, metric: str | None) -> list[Results]:
         first = next(iter(json_lines(path)), (0, {}))[1]
         if is_sample(first):
             return [read_samples([path], label or path.parent.name, metric)]
+        if is_prediction(first):
+            return [read_predictions([path], label or path.parent.name, metric)]
     if path.suffix in _TABLES:
         return read_table(path, label)
     if path.suffix == ".json":
@@ -152,21 +157,22 @@ def _read(path: Path, label: str | None, metric: str | None) -> list[Results]:
 def _read_folder(path: Path, label: str | None, metric: str | None) -> list[Results]:
     if (path / "items").is_dir():
         return read_run_folder(path, metric)
-    folders: dict[Path, list[Path]] = {}
-    for file in sorted(path.rglob(PATTERN)):
-        folders.setdefault(file.parent, []).append(file)
-    if folders:
-        alone = len(folders) == 1
-        return [
-            read_samples(files, (label if alone else None) or folder.name, metric)
-            for folder, files in folders.items()
-        ]
+    for pattern, read in ((PATTERN, read_samples), (PREDICTIONS, read_predictions)):
+        folders: dict[Path, list[Path]] = {}
+        for file in sorted(path.rglob(pattern)):
+            folders.setdefault(file.parent, []).append(file)
+        if folders:
+            alone = len(folders) == 1
+            return [
+                read(files, (label if alone else None) or folder.name, metric)
+                for folder, files in folders.items()
+            ]
     logs = sorted(path.glob("*.json"))
     if logs:
         return [_read_json(log, label, metric) for log in logs]
     raise ResultsError(
         f"{path}: no results in it; expected items/ of a run, {PATTERN} of lm-eval "
-        "(--log_samples), or JSON logs of Inspect"
+        f"(--log_samples), {PREDICTIONS} of OLMES, or JSON logs of Inspect"
     )
 
 
