@@ -115,7 +115,9 @@ def compare(args: argparse.Namespace, condition: str, seed: int) -> list[tuple[s
         by_mixing("slerp", arena, held_out),
     ]
     judged = parents.judge(guided.scores)
-    verdict = "exceeds both parents" if judged["exceeds"] else "not established"
+    verdict = "exceeds both parents"
+    if not judged["exceeds"]:
+        verdict = f"not established: ship the {judged['parent']}"
     rows = [
         (condition, str(seed), "guided search", guided.choice, f"{guided.spent}",
          f"{100 * guided.scores.mean():.1f}", verdict)
