@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jaxtyping import config
 
 from moegraft.report.items import Run, configuration_order
 from moegraft.report.summary import summarize
@@ -21,6 +22,14 @@ NAMES = (
     "attention+experts",
     "router+attention+experts",
 )
+
+
+@pytest.fixture(autouse=True)
+def without_shape_checks():
+    """Other tests check shapes; here they would take half of the time."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 def simulate(seed, rates, num_items=150, passage=None):

@@ -279,11 +279,9 @@ def _score(
     if lowest >= 0:
         return 0.0
     end = (1 - 1e-12) / -lowest
-
-    def tilt(multiplier: float) -> float:
-        return float(np.sum(excess / (1 + multiplier * excess)))
-
-    multiplier = cast(float, brentq(tilt, 0.0, end)) if tilt(end) < 0 else end
+    multiplier = end
+    if np.sum(excess / (1 + end * excess)) < 0:
+        multiplier = cast(float, brentq(lambda m: np.sum(excess / (1 + m * excess)), 0.0, end))
     masses = 1 / (len(sums) * (1 + multiplier * excess))
     rest = max(0.0, 1.0 - float(masses.sum()))
     variance = float(np.sum(masses * excess**2)) + rest * worst**2

@@ -38,13 +38,10 @@ def minimum_detectable(
     """
     _check(discordance, alpha, power)
     items = num_items / design_effect
-
-    def missing(difference: float) -> float:
-        return _items(difference, discordance, alpha, power) - items
-
-    if items <= 0 or missing(1.0) > 0:
+    if items <= 0 or _items(1.0, discordance, alpha, power) > items:
         return 1.0
-    return cast(float, brentq(missing, 1e-9, 1.0))
+    solved = brentq(lambda d: _items(d, discordance, alpha, power) - items, 1e-9, 1.0)
+    return cast(float, solved)
 
 
 def items_needed(
