@@ -57,6 +57,8 @@ def by_search(
     arena = fresh(arena)
     chosen = method(arena)
     spent = arena.spent
+    for one, score in arena.finals.items():
+        print(f"{name}, finalist: {arena.space.describe(one)}: {100 * score:.1f} %", flush=True)
     with arena.taking(chosen):
         scores = arena.scores(held_out)
     return Found(name, arena.space.describe(chosen), spent, scores)
