@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 
 ASK = """
-import hashlib, json, os, sys
+import hashlib, json, os, sys, time
 model, fail_after = sys.argv[1], int(os.environ.get("FAIL_AFTER", "999"))
+parent = os.getppid()
 for place, line in enumerate(sys.stdin):
     if place == fail_after:
         sys.exit(1)
+    while "HANG_AFTER" in os.environ and place == int(os.environ["HANG_AFTER"]):
+        time.sleep(0.05)
+        if os.getppid() != parent:
+            sys.exit(1)
     item = json.loads(line)
     with open("asked.txt", "a") as log:
         log.write(f"{os.path.basename(model)} {item['item']}\\n")

@@ -1,6 +1,10 @@
 """Whole models are evaluated into a run directory, resumed, sharded, and read back."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +120,37 @@ def test_a_command_goes_on_where_it_stopped(tmp_path, make_command, chat_pair, m
     evaluate_models(recipe, whole)
     for file in sorted(whole.rglob("items/*/*.jsonl")):
         assert file.read_bytes() == (tmp_path / "run" / file.relative_to(whole)).read_bytes()
+
+
+def test_a_command_goes_on_after_a_sigkill(tmp_path, make_command, monkeypatch):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    recipe = EvaluationRecipe({"a": str(model)}, (str(make_command()),))
+    script = (
+        "import sys\nfrom moegraft.compare.evaluate import evaluate_models\n"
+        "from moegraft.compare.recipe import EvaluationRecipe\n"
+        "evaluate_models(EvaluationRecipe({'a': sys.argv[1]}, (sys.argv[2],)), sys.argv[3])\n"
+    )
+    arguments = [recipe.models["a"], recipe.conditions[0], str(tmp_path / "run")]
+    monkeypatch.setenv("HANG_AFTER", "3")
+    with subprocess.Popen([sys.executable, "-c", script, *arguments]) as process:
+        while _num_rows(tmp_path / "run") < 3:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    monkeypatch.delenv("HANG_AFTER")
+    assert evaluate_models(recipe, tmp_path / "run")
+    evaluate_models(recipe, tmp_path / "whole")
+    place = Path("items/a/mine.jsonl")
+    assert (tmp_path / "run" / place).read_bytes() == (tmp_path / "whole" / place).read_bytes()
+    asked = (tmp_path / "command" / "asked.txt").read_text().splitlines()
+    assert len(asked) == 16  # eight, of which three before the kill, and eight of the whole run
+
+
+def _num_rows(run: Path) -> int:
+    return sum(file.read_text().count('"score"') for file in run.rglob("*.jsonl"))
 
 
 def test_shards_of_a_command_make_the_same_run(tmp_path, make_command, chat_pair):
