@@ -30,7 +30,7 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
-# Simulations of levels and coverage, and kills: 20 minutes of processor time.
+# Simulations of levels and coverage (4 minutes of processor time), fuzzing and kills.
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m slow --timeout 3600 --durations 20
 
