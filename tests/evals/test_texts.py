@@ -54,6 +54,28 @@ def test_a_binary_file_is_refused(tmp_path):
         file_texts(path, TOKENIZER)
 
 
+def test_a_data_set_on_the_hub_is_streamed_as_far_as_it_is_needed(tmp_path, monkeypatch):
+    # Without a network `datasets` finds OWNER/NAME as a folder below the working directory.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "laws").mkdir(parents=True)
+    rows = [{"text": f"paragraph {n}", "title": "A"} for n in range(50)]
+    lines = [*map(json.dumps, rows), json.dumps({"title": "no text"})]
+    (tmp_path / "owner" / "laws" / "train.jsonl").write_text("\n".join(lines) + "\n")
+    found = read_domains(["hub:owner/laws", "mine=hub:owner/laws"], TOKENIZER, max_tokens=40)
+    assert list(found) == ["laws", "mine"]
+    assert [TOKENIZER.decode(text.ids) for text in found["laws"][:2]] == [
+        "paragraph 0",
+        "paragraph 1",
+    ]
+    assert sum(len(text.ids) for text in found["mine"]) == 40
+    with pytest.raises(EvalDataError, match=r"hub:owner/laws: record 51: no text in field 'text'"):
+        read_domains(["hub:owner/laws"], TOKENIZER)
+    with pytest.raises(EvalDataError, match=r"hub:owner/none: cannot be read: .*owner/none"):
+        read_domains(["hub:owner/none"], TOKENIZER)
+    with pytest.raises(EvalDataError, match=r"hub:owner/laws:de: cannot be read: .*de"):
+        read_domains(["hub:owner/laws:de"], TOKENIZER)
+
+
 def test_a_folder_stands_for_its_text_files(tmp_path):
     with pytest.raises(EvalDataError, match="holds no text files"):
         text_files(str(tmp_path))

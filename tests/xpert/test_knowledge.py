@@ -2,6 +2,8 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file, save_file
 
 from moegraft.checkpoint import open_checkpoint
@@ -52,9 +54,13 @@ def test_knowledge_is_saved_with_its_card_and_read_back(olmoe_pair, tmp_path):
         experts = load_experts(donor, layer, (3, 1))
         for name, found in opened.layer(layer).items():
             assert torch.allclose(found.matrix(), experts.matrix(name).mean(0), atol=1e-5)
-    card = (tmp_path / "know" / "README.md").read_text()
-    assert "| 0 | 3, 1 |" in card
-    assert str(tmp_path) not in card + (tmp_path / "know" / "knowledge.json").read_text()
+    card = ModelCard.load(tmp_path / "know" / "README.md")
+    assert card.data.library_name == "moegraft"
+    assert card.data.base_model == ["host"]
+    assert {"xpert", "mixture-of-experts"} <= set(card.data.tags)
+    validate_repo_id(card.data.base_model[0])
+    assert "| 0 | 3, 1 |" in card.text
+    assert str(tmp_path) not in str(card) + (tmp_path / "know" / "knowledge.json").read_text()
 
 
 def test_factors_are_smaller_than_the_matrix_and_may_be_bfloat16(olmoe_pair, tmp_path):

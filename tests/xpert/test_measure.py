@@ -106,6 +106,19 @@ def test_a_damaged_file_is_one_clear_line(host, domains, tmp_path):
         read_counts(tmp_path / FILE)
 
 
+def test_leading_dense_layers_are_skipped_and_shared_experts_noted(tmp_path, capsys):
+    from tiny_families import build_tiny
+
+    build_tiny("deepseek_v3", n_shared_experts=2).save_pretrained(tmp_path / "m")
+    capsys.readouterr()
+    mixed = Host.load(str(tmp_path / "m"), {}, device="cpu")
+    texts = [Text("a", f"a:{size}", tuple(range(3, 3 + size)), 1) for size in (9, 7)]
+    table = count_windows(mixed, {"a": texts}, tmp_path / "o")
+    assert mixed.checkpoint.num_layers == 2
+    assert (table.layers, table.num_shared) == ((1,), 2)
+    assert (table.counts.sum(-1) == table.top_k * 16).all()
+
+
 def test_a_dense_model_has_nothing_to_count(tmp_path, capsys):
     from tiny_families import build_tiny
 

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -153,9 +154,11 @@ def test_the_checkpoint_says_where_it_comes_from(olmoe_pair, known, tmp_path):
     assert written["num_parameters"]["knowledge"] == 2 * 3 * 24 * 16
     tensors = load_file(tmp_path / "t" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
-    card = (tmp_path / "t" / "README.md").read_text()
-    assert "4 experts per layer of host (olmoe)" in card
-    assert str(tmp_path) not in card + json.dumps(written)
+    card = ModelCard.load(tmp_path / "t" / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
+    assert card.data.base_model == ["host"] and "xpert" in card.data.tags
+    assert "4 experts per layer of host (olmoe)" in card.text
+    assert str(tmp_path) not in str(card) + json.dumps(written)
 
 
 def test_the_tokenizer_comes_along_where_it_fits(chat_pair, tmp_path):

@@ -77,7 +77,9 @@ def profile(
     *,
     data: Annotated[
         list[str],
-        typer.Option(help="A file, folder or task: one domain; NAME=SOURCE; repeatable."),
+        typer.Option(
+            help="File, folder, task or hub:OWNER/NAME: a domain; NAME=SOURCE; repeatable."
+        ),
     ],
     donor: Annotated[str | None, typer.Option(help="For --configuration.")] = None,
     configuration: Annotated[

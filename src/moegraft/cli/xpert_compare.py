@@ -26,7 +26,9 @@ def compare(
     donor: Annotated[str | None, typer.Option(help="Folder, org/name[@rev] or nano:NAME.")] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="A file, folder or task: one domain; NAME=SOURCE; repeatable."),
+        typer.Option(
+            help="A file, folder, task or hub:OWNER/NAME: one domain; NAME=SOURCE; repeatable."
+        ),
     ] = None,
     validation: Annotated[
         list[str] | None, typer.Option(help="Other texts; default: some of --data held out.")

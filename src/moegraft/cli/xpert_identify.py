@@ -22,7 +22,9 @@ def identify(
     *,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="A file, folder or task: one domain; NAME=SOURCE; repeatable."),
+        typer.Option(
+            help="A file, folder, task or hub:OWNER/NAME: one domain; NAME=SOURCE; repeatable."
+        ),
     ] = None,
     counts: Annotated[
         Path | None, typer.Option(help="Measured counts instead of CHECKPOINT and --data.")

@@ -1,7 +1,7 @@
-"""Texts for statistics of a model: files, JSON lines and tasks as token ids by domain."""
+"""Texts for statistics of a model: files, JSON lines, the Hub and tasks as ids by domain."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -15,6 +15,8 @@ _CHARACTERS_PER_TOKEN = 16
 """No more than this is read of a file for every token that is wanted."""
 _JSON_LINES = (".jsonl", ".json")
 _PLAIN = (".txt", ".md", ".text")
+HUB = "hub:"
+"""Before the name of a data set on the Hub, which looks like a task's otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,52 @@ def file_texts(
     Raises:
         EvalDataError: the file cannot be read, a record lacks a field, or there is no text.
     """
-    domain = domain or path.stem
+    documents = _read(path, max_tokens * _CHARACTERS_PER_TOKEN, fields)
+    found = _windows(domain or path.stem, documents, tokenizer, window, max_tokens)
+    if not found:
+        raise EvalDataError(f"{path}: no text found, expected at least two tokens")
+    return found
+
+
+def hub_texts(
+    source: str,
+    tokenizer: Any,
+    *,
+    domain: str | None = None,
+    window: int = 1024,
+    max_tokens: int = 100_000,
+    fields: Sequence[str] = ("text",),
+) -> list[Text]:
+    """The beginning of a data set on the Hub, cut into windows; no more of it is downloaded.
+
+    Args:
+        source: `hub:OWNER/NAME` or `hub:OWNER/NAME:CONFIG`, of which the split `train` is read,
+            or the first one where there is none of that name.
+        tokenizer: of the model that shall read it.
+        domain: what to call it; default: NAME.
+        window: as in `file_texts`.
+        max_tokens: reading stops there.
+        fields: of a record, joined by a newline.
+
+    Raises:
+        EvalDataError: the data set cannot be read, a record lacks a field, or there is no text.
+    """
+    name, _, config = source.removeprefix(HUB).partition(":")
+    records = enumerate(_streamed(source, name, config or None), 1)
+    documents = ((n, _joined(f"{source}: record {n}", one, fields)) for n, one in records)
+    name = domain or name.rpartition("/")[2]
+    found = _windows(name, documents, tokenizer, window, max_tokens)
+    if not found:
+        raise EvalDataError(f"{source}: no text found, expected at least two tokens")
+    return found
+
+
+def _windows(
+    domain: str, documents: Iterable[tuple[int, str]], tokenizer: Any, window: int, max_tokens: int
+) -> list[Text]:
     found: list[Text] = []
     left = max_tokens
-    for number, text in _read(path, max_tokens * _CHARACTERS_PER_TOKEN, fields):
+    for number, text in documents:
         (ids,) = encode(tokenizer, [text])
         for start in range(0, len(ids), window):
             part = ids[start : start + min(window, left)]
@@ -94,8 +138,6 @@ def file_texts(
             left -= len(part)
             if left < 2:
                 return found
-    if not found:
-        raise EvalDataError(f"{path}: no text found, expected at least two tokens")
     return found
 
 
@@ -109,10 +151,11 @@ def read_domains(
     fields: Sequence[str] = ("text",),
     **options: Any,
 ) -> dict[str, list[Text]]:
-    """Texts by domain, from files, folders (each file a domain) and tasks.
+    """Texts by domain, from files, folders (each file a domain), the Hub and tasks.
 
     Args:
-        sources: `PATH`, `TASK` or `NAME=PATH`, `NAME=TASK`, where the name is the domain's.
+        sources: `PATH`, `TASK` or `hub:OWNER/NAME[:CONFIG]`, or `NAME=` and one of them, where the
+            name is the domain's.
         tokenizer: of the model that shall read them.
         window: the longest text of a file, in tokens; prompts are never cut.
         max_tokens: of one domain.
@@ -128,6 +171,11 @@ def read_domains(
     found: dict[str, list[Text]] = {}
     for source in sources:
         name, spec = _split_source(source)
+        if spec.startswith(HUB):
+            more = {"window": window, "max_tokens": max_tokens, "fields": fields}
+            texts = hub_texts(spec, tokenizer, domain=name, **more)
+            _add_domain(found, texts[0].domain, texts)
+            continue
         files = text_files(spec)
         for path in files:
             many = name is not None and len(files) > 1
@@ -210,16 +258,32 @@ def _record(path: Path, number: int, line: str, fields: Sequence[str]) -> str:
         record = json.loads(line)
     except ValueError:
         raise EvalDataError(f"{path}:{number}: expected one JSON record per line") from None
+    return _joined(f"{path}:{number}", record, fields)
+
+
+def _joined(where: str, record: Any, fields: Sequence[str]) -> str:
     if not isinstance(record, dict):
-        raise EvalDataError(f"{path}:{number}: expected a record, got {type(record).__name__}")
+        raise EvalDataError(f"{where}: expected a record, got {type(record).__name__}")
     missing = [field for field in fields if not isinstance(record.get(field), str)]
     if missing:
         known = ", ".join(key for key, value in record.items() if isinstance(value, str)) or "none"
         raise EvalDataError(
-            f"{path}:{number}: no text in field {missing[0]!r}; fields with text: {known} "
+            f"{where}: no text in field {missing[0]!r}; fields with text: {known} "
             "(choose with --field)"
         )
     return "\n".join(record[field] for field in fields)
+
+
+def _streamed(source: str, name: str, config: str | None) -> Iterator[dict[str, Any]]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        splits: Any = load_dataset(name, config, streaming=True)
+        yield from splits["train" if "train" in splits else next(iter(splits))]
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EvalDataError(f"{source}: cannot be read: {reason}") from None
 
 
 def _shared_length(sequences: Sequence[tuple[int, ...]]) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from moegraft.checkpoint import Checkpoint
 from moegraft.checkpoint.writer import staged_output
 from moegraft.errors import CheckpointError, IncompatibleError, RecipeError
+from moegraft.transfer.publish import base_model
 from moegraft.xpert.decompose import Decomposition, Factored, decompose_layer
 from moegraft.xpert.experts import (
     MATRICES,
@@ -232,6 +233,7 @@ def _about(
         "schema": 1,
         "donor": {
             "name": local,
+            "base_model": base_model(donor),
             "revision": donor.revision,
             "fingerprint": donor_fingerprint(donor),
             "family": donor.family.name,
@@ -268,6 +270,7 @@ def card(about: Mapping[str, Any]) -> str:
     )
     return f"""---
 library_name: moegraft
+base_model: [{donor["base_model"]}]
 tags: [moegraft, xpert, mixture-of-experts]
 ---
 

@@ -17,15 +17,17 @@ def start_card(about: Mapping[str, Any]) -> str:
         for name, number in about["num_parameters"].items()
         if number
     )
+    knowledge = about["knowledge"]
+    base = "" if knowledge is None else f"base_model: [{knowledge['donor']['base_model']}]\n"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
-tags: [moegraft, xpert]
+{base}tags: [moegraft, xpert]
 ---
 
 # A {about["target"]} that starts from experts
 
-Untrained: where training starts, not where it ends. {_origin(about["knowledge"])}
+Untrained: where training starts, not where it ends. {_origin(knowledge)}
 
 | parameters | number |
 | --- | ---: |
