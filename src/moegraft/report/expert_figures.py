@@ -5,13 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from moegraft.report.figures import drawing, dress, render, tones
 
 Content = Mapping[str, Any]
+Box = tuple[float, float, float, float]
+"""Left, low, right, high."""
 
 _MAX_LAYERS = 16
 _COLUMNS = 4
+_LABEL = 7.0
+"""Size of the experts' numbers."""
 _CHOSEN, _OTHER = "#D55E00", "#8a9199"  # the first is Okabe and Ito's
 
 
@@ -133,13 +138,51 @@ def _name(
     axes: Any, mean: np.ndarray, deviation: np.ndarray, found: Content, *, place: int, ink: str
 ) -> None:
     """Number the chosen experts, and mark the frequency of routing at random."""
-    for number in _numbers(found, place):
+    numbers = _numbers(found, place)
+    labels = [_column(found, number) for number in numbers]
+    spots = np.stack([mean[numbers], deviation[numbers]], axis=1) * _points_per_unit(found)
+    for number, label, offset in zip(numbers, labels, place_labels(spots, labels), strict=True):
         axes.annotate(
-            _column(found, number),
+            label,
             (mean[number], deviation[number]),
-            xytext=(4, 3),
+            xytext=offset,
             textcoords="offset points",
-            fontsize=7,
+            fontsize=_LABEL,
             color=ink,
         )
     axes.axvline(100 * found["chance_frequency"], color=ink, linewidth=0.7, linestyle=":")
+
+
+def _points_per_unit(found: Content) -> np.ndarray:
+    """About how many points one point of A, and of C, is long in a panel."""
+    use = 100 * np.array(found["frequency"])
+    mean = use.mean(axis=0)
+    deviation = np.abs(use - mean).mean(axis=0)
+    return np.array([140 / max(np.ptp(mean), 1e-9), 120 / max(np.ptp(deviation), 1e-9)])
+
+
+def place_labels(
+    spots: Float[np.ndarray, "label 2"], labels: Sequence[str]
+) -> list[tuple[float, float]]:
+    """Offsets, in points, at which labels neither lie on one another nor on a marker.
+
+    Args:
+        spots: where the markers are, in points.
+        labels: their texts, placed in this order at the first offset that is free; at the last
+            one where none is.
+    """
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in spots.tolist()]
+    found = []
+    for (x, y), label in zip(spots.tolist(), labels, strict=True):
+        width = 0.62 * _LABEL * len(label)
+        sides = [(side, up) for up in (3.0, -9.0, 11.0, -17.0) for side in (4.0, -4.0 - width)]
+        boxes = [(x + dx, y + dy, x + dx + width, y + dy + _LABEL) for dx, dy in sides]
+        free = [not any(_overlap(box, other) for other in taken) for box in boxes]
+        chosen = free.index(True) if True in free else -1
+        taken.append(boxes[chosen])
+        found.append(sides[chosen])
+    return found
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
