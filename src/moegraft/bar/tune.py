@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from moegraft.bar.route_data import RouteData
 from moegraft.bar.write import write_model
 from moegraft.checkpoint import Checkpoint
 from moegraft.checkpoint.writer import Entry
+from moegraft.config import STRICT
 from moegraft.errors import BranchError, RecipeError
 from moegraft.families import Key
 from moegraft.runtime.hooks import routers
@@ -44,6 +45,8 @@ PAPER_STEPS = 66
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """How to train; the defaults are the paper's router training."""
+
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     epochs: int = 2
     learning_rate: float = 1e-4
