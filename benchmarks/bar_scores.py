@@ -53,15 +53,20 @@ def load(folder: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-@torch.no_grad()
 def answers(model: Any, tokenizer: Any, kind: str, items: Sequence[Any]) -> list[str]:
-    """Greedy answers, token marks included, the end of text not."""
+    """Greedy answers to questions of one kind."""
     ask = domains.KINDS[kind].prompt
+    return texts_of(model, tokenizer, [ask(item) for item in items], ANSWER_TOKENS[kind])
+
+
+@torch.no_grad()
+def texts_of(model: Any, tokenizer: Any, prompts: Sequence[str], num_tokens: int) -> list[str]:
+    """Greedy answers, token marks included, the end of text not."""
     chats = [
         tokenizer.apply_chat_template(
-            [{"role": "user", "content": ask(item)}], add_generation_prompt=True, tokenize=False
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
         )
-        for item in items
+        for prompt in prompts
     ]
     order = sorted(range(len(chats)), key=lambda i: len(chats[i]))
     found = [""] * len(chats)
@@ -76,7 +81,7 @@ def answers(model: Any, tokenizer: Any, kind: str, items: Sequence[Any]) -> list
         )
         made = model.generate(
             **batch,
-            max_new_tokens=ANSWER_TOKENS[kind],
+            max_new_tokens=num_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
