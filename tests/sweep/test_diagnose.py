@@ -11,7 +11,7 @@ from moegraft.evals.execution import Execution
 from moegraft.evals.store import read_rows
 from moegraft.evals.texts import Text
 from moegraft.runtime import Host
-from moegraft.sweep.coadaptation import CONTRASTS
+from moegraft.sweep.coadaptation import CONTRASTS, sentences
 from moegraft.sweep.design import SweepRecipe
 from moegraft.sweep.diagnose import diagnose, diagnosed_configurations
 from moegraft.sweep.diagnose_run import Material, diagnose_run
@@ -175,6 +175,18 @@ def test_permuted_experts_are_harmless_with_their_router_and_harmful_without(
     assert followed["donor", "host"] < 0.9
     assert "router and experts are co-adapted" in " ".join(found["sentences"])
     assert "the donor's router raises the loss by" in found["sentences"][0]
+
+
+def test_co_adaptation_is_claimed_only_where_the_test_says_so_too():
+    effect = {"value": 0.002, "interval": [0.0001, 0.005]}
+    entry = {"condition": "all", "others": "donor", "mismatch": {**effect, "p": 0.107}}
+    entry |= {"router_on_host_experts": effect, "router_on_donor_experts": effect}
+    (_, said) = sentences([entry])
+    assert said.endswith(
+        "costs +0.002 nats per token [0.000, 0.005], p = .107: co-adaptation is not established."
+    )
+    entry["mismatch"]["p"] = 0.01
+    assert sentences([entry])[1].endswith("p = .010: router and experts are co-adapted.")
 
 
 def test_texts_that_share_a_beginning_count_it_once(chat_pair):

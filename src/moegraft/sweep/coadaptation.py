@@ -18,6 +18,8 @@ PARENTS = (HOST, DONOR)
 ALL = "all"
 """All conditions, each with equal weight."""
 
+_LEVEL = 0.05
+
 PAIRINGS = ((HOST, HOST), (DONOR, HOST), (HOST, DONOR), (DONOR, DONOR))
 """(router's parent, experts' parent)."""
 
@@ -106,13 +108,14 @@ def sentences(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         low, high = mismatch["interval"]
         size = f"{abs(mismatch['value']):.3f} nats per token {_interval(mismatch)}"
         p = p_value(mismatch["p"])
-        if low > 0:
+        shown = mismatch["p"] < _LEVEL  # an interval of a few texts is narrower than its error
+        if low > 0 and shown:
             verdict = f"costs {size}, {p}: router and experts are co-adapted."
-        elif high < 0:
+        elif high < 0 and shown:
             verdict = f"gains {size}, {p}: there is no co-adaptation here."
         else:
             verdict = (
-                f"costs {mismatch['value']:+z.3f} nats per token {_interval(mismatch)}: "
+                f"costs {mismatch['value']:+z.3f} nats per token [{low:z.3f}, {high:z.3f}], {p}: "
                 "co-adaptation is not established."
             )
         said.append(f"{whose}pairing a router with the other parent's experts {verdict}")
