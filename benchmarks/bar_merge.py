@@ -68,7 +68,7 @@ class Row(NamedTuple):
     dry: tuple[int, int]
     """Peak of all pages and of anonymous memory without averaging."""
     merge: tuple[int, int]
-    seconds: float
+    cpu_seconds: float
 
 
 def make_anchor(out: Path, *, layers: int, hidden: int) -> None:
@@ -123,11 +123,11 @@ def make_branch(anchor: Path, out: Path) -> None:
 
 
 def peaks(command: list[str], root: Path) -> tuple[tuple[int, int], float]:
-    """Peaks of all pages and of anonymous memory of one command, and its seconds."""
+    """Peaks of all pages and of anonymous memory of one command, and its CPU seconds."""
     file = root / "peaks"
     cost = measure([sys.executable, "-c", WATCHED, *command, str(file)])
     pages, anonymous = map(int, file.read_text().split())
-    return (pages, anonymous), cost.seconds
+    return (pages, anonymous), cost.cpu_seconds
 
 
 def merged(root: Path, layers: int, branches: int, hidden: int) -> Row:
@@ -142,10 +142,10 @@ def merged(root: Path, layers: int, branches: int, hidden: int) -> Row:
     command = ["bar", "merge", "--anchor", str(anchor), "--json"]
     command += [word for folder in folders for word in ("--branch", str(folder))]
     dry, _ = peaks([*command, "--dry-run"], root)
-    whole, seconds = peaks([*command, "--out", str(root / "merged")], root)
+    whole, cpu_seconds = peaks([*command, "--out", str(root / "merged")], root)
     shutil.rmtree(root / "merged")
     sizes = [sum(f.stat().st_size for f in one.glob("*.safetensors")) for one in (anchor, *folders)]
-    return Row(layers, branches, sizes[0], sum(sizes), 2 * 50304 * hidden, dry, whole, seconds)
+    return Row(layers, branches, sizes[0], sum(sizes), 2 * 50304 * hidden, dry, whole, cpu_seconds)
 
 
 def report(given: argparse.Namespace, rows: list[Row]) -> str:
@@ -161,7 +161,7 @@ def report(given: argparse.Namespace, rows: list[Row]) -> str:
         f"| {r.layers} | {r.branches} | {r.anchor / 1e6:.0f} | {r.total / 1e6:.0f} "
         f"| {r.largest / 1e6:.0f} | {r.dry[0] / 1e6:.0f} | {r.merge[0] / 1e6:.0f} "
         f"| {(r.branches + 1) * r.largest / 1e6:.0f} | {r.dry[1] / 1e6:.0f} "
-        f"| {r.merge[1] / 1e6:.0f} | {r.seconds:.1f} |"
+        f"| {r.merge[1] / 1e6:.0f} | {r.cpu_seconds:.1f} |"
         for r in rows
     )
     words = ["--layers", *map(str, given.layers), "--branches", *map(str, given.branches)]
@@ -174,7 +174,7 @@ Random olmo2 anchors in bf16 (hidden {given.hidden}, FFN {4 * given.hidden}, voc
 every tensor of a branch that may move has moved, so every shared tensor is averaged.
 
 | layers | branches | anchor | all inputs | largest averaged tensor | all pages, --dry-run \
-| all pages, merge | one tensor x models | anonymous, --dry-run | anonymous, merge | seconds |
+| all pages, merge | one tensor x models | anonymous, --dry-run | anonymous, merge | CPU seconds |
 | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 {table}
 
