@@ -11,7 +11,7 @@ from moegraft.errors import RecipeError
 from tiny_families import data, stored_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-QUICK = {"steps": 40, "batch": 2, "length": 24, "learning_rate": 0.05, "warmup_share": 0.0}
+QUICK = {"steps": 40, "batch": 2, "length": 24, "learning_rate": 1e-3, "warmup_share": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def test_adapt_brings_tokens_to_a_silent_expert_and_leaves_the_host_alone(places
     assert stage["reached"]["before"] == [0, 0]
     assert min(stage["reached"]["after"]) > 0
     assert stage["options"]["epsilon"] == SILENT_EPSILON
+    assert min(stage["options"]["router_rates"]) > 1e-3
     assert stage["options"]["router"] == {"balance": SILENT_BALANCE, "z": 1e-3}
     before, after = stored_tensors(places / "branch"), stored_tensors(tmp_path / "run/branch")
     for name, old in before.items():
@@ -59,6 +60,11 @@ def test_the_plan_says_what_reaches_the_expert_and_the_recipe_overrides_it(place
     assert row["reach"] == {"balance_loss": SILENT_BALANCE, "epsilon": SILENT_EPSILON}
     (row,) = plan_adapt(recipe(places, balance_loss=0.5, epsilon=1e-12))
     assert row["reach"] == {"balance_loss": 0.5, "epsilon": 1e-12}
+    stage = StageRecipe("mid", ("x",), learning_rate=1e-3).reaching()
+    assert stage.rate_of_rows(200, 0.1) == 4 * 0.1 / 200
+    assert stage.rate_of_rows(2000, 0.1) is None  # its own rate is enough
+    assert StageRecipe("mid", ("x",)).rate_of_rows(200, 0.1) is None
+    assert StageRecipe("mid", ("x",), router_rate=0.1).rate_of_rows(200, 0.0) == 0.1
     rl = {"branch": "b", "stages": [{"stage": "rl", "data": ["x"], "balance_loss": 0.1}]}
     with pytest.raises(RecipeError, match="rl: balance_loss is for mid and sft"):
         parse_recipe(rl, AdaptRecipe, where="recipe.yaml")

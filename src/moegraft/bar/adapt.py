@@ -29,7 +29,7 @@ from moegraft.bar.entries import computed, copied
 from moegraft.bar.manifest import Manifest, write_manifest
 from moegraft.bar.names import named_pieces
 from moegraft.bar.opened import check_level, expert_rows, level_of, num_opened, trainable
-from moegraft.bar.reach import shares_reached, starts_silent
+from moegraft.bar.reach import measure_reach, starts_silent
 from moegraft.bar.stages import AdaptRecipe, StageRecipe
 from moegraft.bar.training import Job, check_data, train_stage
 from moegraft.bar.verify import check_stored
@@ -225,8 +225,12 @@ def _run_stage(
         "gradient_checkpointing": recipe.gradient_checkpointing,
     }
     is_appended = branch.manifest.kind == "appended"
-    reached = partial(shares_reached, model, branch) if is_appended else None
-    job = Job(stage, model, tokenizer, work, frozen.prepare, on_step, how, reached)
+    reach = partial(measure_reach, model, branch) if is_appended else None
+    place = branch.checkpoint.family.place
+    places = {name: place(name) for name in (*opened.whole, *opened.rows)}
+    routers = {n: own.layer or 0 for n, own in places.items() if own.component == "router"}
+    silent = starts_silent(branch)
+    job = Job(stage, model, tokenizer, work, frozen.prepare, on_step, how, reach, routers, silent)
     try:
         trained = train_stage(job)
     except (TrainDataError, TrainingError) as error:

@@ -67,7 +67,7 @@ def source_of(entry: Mapping[str, Any], folder: Path | str) -> str:
     """A source of the record in `folder`, as it can be opened from here."""
     source = str(entry["source"])
     place = Path(folder).expanduser() / source
-    return str(place) if place.is_dir() else source
+    return os.path.normpath(place) if place.is_dir() else source
 
 
 def rebased(record: MergeRecord, old: Path, new: Path) -> MergeRecord:

@@ -19,6 +19,9 @@ SILENT_BALANCE = 0.1
 SILENT_EPSILON = 1e-15
 """What brings tokens to an appended expert that none reaches: a load-balancing loss, whose gradient
 on the expert's router row is about 1e-11, and an Adam that does not round that to nothing."""
+_REACH = 4.0
+"""How often a silent expert's router row could move as far as it has to within its stage; schedules
+halve the mean rate, and gradients do not all agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,9 @@ class StageRecipe:
     When left out none, or `SILENT_BALANCE` where an appended expert starts silent."""
     epsilon: float | None = None
     """Of Adam; when left out 1e-8, or `SILENT_EPSILON` where an appended expert starts silent."""
+    router_rate: float | None = None
+    """Learning rate of the router rows (mid, sft); when left out the stage's, or more in a short
+    stage or narrow model where an appended expert starts silent, so that its row arrives."""
     lora: int | None = None
     """Train the domain expert through factors of this rank, folded at the end of the stage."""
     micro_batch: int | None = None
@@ -113,7 +119,8 @@ class StageRecipe:
         lengths = [n for n in ("steps", "tokens", "epochs") if getattr(self, n) is not None]
         if len(lengths) > 1:
             raise ValueError(f"{self.stage}: {lengths[0]} and {lengths[1]}: expected one of them")
-        for name in (*lengths, "length", "batch", "learning_rate", "lora", "save_every", "epsilon"):
+        rates = ("learning_rate", "epsilon", "router_rate")
+        for name in (*lengths, "length", "batch", *rates, "lora", "save_every"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{self.stage}: {name}: expected more than 0, got {value}")
@@ -124,7 +131,7 @@ class StageRecipe:
         if not self.general and self.general_share is not None:
             raise ValueError(f"{self.stage}: general_share has no effect without general data")
         if self.stage in ("dpo", "rl"):
-            for name in ("tokens", "general_share", "balance_loss"):
+            for name in ("tokens", "general_share", "balance_loss", "router_rate"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{self.stage}: {name} is for mid and sft")
 
@@ -161,6 +168,19 @@ class StageRecipe:
         balance = SILENT_BALANCE if self.balance_loss is None else self.balance_loss
         epsilon = SILENT_EPSILON if self.epsilon is None and balance else self.epsilon
         return replace(self, balance_loss=balance, epsilon=epsilon)
+
+    def rate_of_rows(self, num_steps: int, shift: float) -> float | None:
+        """Learning rate of the router rows where it is another than the stage's.
+
+        Args:
+            num_steps: of the stage.
+            shift: how far each number of a silent expert's row has to move; 0 for none.
+        """
+        own = self.learning_rate or self.preset.learning_rate
+        if self.router_rate is not None:
+            return self.router_rate
+        enough = _REACH * shift / num_steps
+        return enough if self.balance_loss and enough > own else None
 
     def batch_of(self, tokens: int, length: int) -> int:
         """Blocks a step: the published number of tokens, fewer in a small run."""

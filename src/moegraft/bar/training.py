@@ -3,12 +3,14 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from moegraft.bar.reach import Reach
 from moegraft.bar.stages import StageRecipe
 from moegraft.errors import TrainDataError
 from moegraft.train.chats import pack_chats, read_chats
@@ -43,8 +45,12 @@ class Job:
     on_step: OnStep | None
     how: Mapping[str, Any]
     """Seed and placement, for `TrainOptions`."""
-    reached: Callable[[Blocks], list[float]] | None = None
-    """For appended experts: the share of a text's tokens that reach them, by layer."""
+    reach: Callable[[Blocks], Reach] | None = None
+    """For appended experts: how much of a text reaches them."""
+    routers: Mapping[str, int] = field(default_factory=dict)
+    """Live names of the routers, and their layers."""
+    silent: bool = False
+    """Whether appended experts start silent."""
 
     @property
     def length(self) -> int:
@@ -107,7 +113,8 @@ def _blocks(job: Job) -> dict[str, Any]:
     share = stage.general_share
     weights = {"domain": 1 - share, "general": share} if share else None
     options = stage.options(num_steps, batch, **job.how)
-    before = job.reached(sources["domain"]) if job.reached else None
+    before = job.reach(sources["domain"]) if job.reach else None
+    rates = _rates_of_rows(job, before, num_steps)
     train_lm(
         job.model,
         sources,
@@ -115,7 +122,7 @@ def _blocks(job: Job) -> dict[str, Any]:
         work=job.work,
         weights=weights,
         router=stage.router_loss,
-        prepare=job.prepare,
+        prepare=partial(_prepare, job, rates) if rates else job.prepare,
         on_step=job.on_step,
     )
     data = [
@@ -123,10 +130,34 @@ def _blocks(job: Job) -> dict[str, Any]:
         for name, blocks in sources.items()
     ]
     about = _about(options, length=job.length, router=stage.router_loss)
+    about |= {"router_rates": [*rates.values()]} if rates else {}
     found = {"data": _named(stage, data), "options": about}
-    if job.reached is None:
+    if job.reach is None or before is None:
         return found
-    return {**found, "reached": {"before": before, "after": job.reached(sources["domain"])}}
+    after = job.reach(sources["domain"])
+    shares = {"before": before.shares, "after": after.shares}
+    return {**found, "reached": {when: [*own.values()] for when, own in shares.items()}}
+
+
+def _rates_of_rows(job: Job, reach: Reach | None, num_steps: int) -> dict[str, float]:
+    """Learning rates of the routers, by name, that are not the stage's."""
+    shifts = reach.shifts if reach is not None and job.silent else {}
+    rates = {
+        name: job.stage.rate_of_rows(num_steps, shifts.get(layer, 0.0))
+        for name, layer in job.routers.items()
+    }
+    return {name: rate for name, rate in rates.items() if rate is not None}
+
+
+def _prepare(job: Job, rates: Mapping[str, float], model: Any, optimizer: Any) -> None:
+    """The job's own preparation, and learning rates of their own for routers."""
+    job.prepare(model, optimizer)
+    for name, rate in rates.items():
+        router = model.get_parameter(name)
+        for group in [*optimizer.param_groups]:
+            if any(one is router for one in group["params"]):
+                group["params"] = [one for one in group["params"] if one is not router]
+                optimizer.add_param_group({**group, "params": [router], "lr": rate})
 
 
 def plan_blocks(stage: StageRecipe, num_tokens: Mapping[str, int], length: int) -> tuple[int, int]:

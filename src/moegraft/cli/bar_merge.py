@@ -83,8 +83,11 @@ def _policies(given: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def merge_and_show(recipe: Any, out: Path | None, *, as_json: bool) -> None:
-    """Merge, and print what is made of what; without `out` only check that it fits."""
+def merge_and_show(recipe: Any, out: Path | None, *, as_json: bool, is_last: bool = True) -> None:
+    """Merge, and print what is made of what; without `out` only check that it fits.
+
+    What to do next is told where this is the last step of the command.
+    """
     from moegraft.bar.average import by_component
     from moegraft.bar.merge import plan_merge, write_merge
     from moegraft.cli.bar_tables import show_divergence, show_merge
@@ -100,7 +103,10 @@ def merge_and_show(recipe: Any, out: Path | None, *, as_json: bool) -> None:
     if out is not None:
         with show_bytes("merge", sum(entry.nbytes for entry in plan.entries)) as on_bytes:
             record = write_merge(plan, out, on_bytes=on_bytes)
-        say(f"wrote {out}; its router is untrained: next is `moegraft bar route {out}`")
+        if is_last and not plan.is_dense:
+            say(f"wrote {out}; its router is untrained: next is `moegraft bar route {out}`")
+        elif is_last:
+            say(f"wrote {out}")
     moved = by_component(plan.shared.moved)
     if as_json:
         write_json({"merge": None if record is None else record.as_dict(), "moved": moved})

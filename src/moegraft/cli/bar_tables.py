@@ -106,7 +106,7 @@ def show_ledger(console: Console, found: Content) -> None:
     for row in found["growth"]:
         numbers = (row["bar_branches"], row["bar_routers"], row["bar"], row["retraining"])
         ratio = f"{row['bar'] / row['retraining']:.2f}" if row["retraining"] else "-"
-        growth.add_row(f"{row['domains']} domains", *(f"{n:.3g}" for n in numbers), ratio)
+        growth.add_row(_counted(row["domains"], "domain"), *(f"{n:.3g}" for n in numbers), ratio)
     console.print(growth)
     for row in found["update"]:
         told = (
@@ -131,7 +131,7 @@ def show_costs(console: Console, costs: Content) -> None:
     names = {
         "host": "host",
         "branch": "one branch",
-        "merged": f"merged, {costs['domains']} domains",
+        "merged": f"merged, {_counted(costs['domains'], 'domain')}",
     }
     for key, name in names.items():
         cost = costs[key]
@@ -168,6 +168,10 @@ def distance_line(found: Content, *, expected_equal: bool) -> str:
     return f"distance from the anchor: {measured}{note}"
 
 
+def _counted(number: float, what: str) -> str:
+    return f"{number:,g} {what}{'s' * (number != 1)}"
+
+
 def _say(console: Console, text: str) -> None:
     console.print(escape(text), highlight=False, soft_wrap=True)
 
@@ -175,12 +179,12 @@ def _say(console: Console, text: str) -> None:
 def show_stages(console: Console, plan: list[dict[str, Any]]) -> None:
     """Print what each stage opens and how it trains."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name in ("stage", "opens"):
-        table.add_column(name)
-    for name in ("numbers that train", "of", "length", "rate"):
+    table.add_column("stage")
+    table.add_column("opens", min_width=len("vocabulary,"))
+    for name in ("numbers open", "of", "length", "rate"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in plan:
-        told = [f"{row[k]:,g} {k}" for k in ("steps", "tokens", "epochs") if k in row]
+        told = [_counted(row[k], k[:-1]) for k in ("steps", "tokens", "epochs") if k in row]
         low = f", rank {row['lora']}" if row["lora"] else ""
         table.add_row(
             row["stage"],

@@ -127,7 +127,7 @@ def _merge_and_route(revision: Any, out: Path, settings: dict[str, Any], device:
     given = {name: value for name, value in settings.items() if value is not None}
     recipe = parse_recipe({"model": str(beside), **given}, RouteRecipe, where="router training")
     if not (beside / MERGE).is_file():
-        merge_and_show(revision.recipe, beside, as_json=False)
+        merge_and_show(revision.recipe, beside, as_json=False, is_last=False)
     train_and_show(recipe, out, device=device)
     shutil.rmtree(beside)
 

@@ -49,10 +49,15 @@ def dataset(records: Iterable[Record]) -> Dataset:
 
 
 def hide_progress() -> None:
-    """Keep the progress bars of `datasets` off the terminal, where others are shown."""
+    """Keep others' progress bars and notes to developers off the terminal."""
+    import warnings
+
     from datasets import disable_progress_bars
 
     disable_progress_bars()
+    # Its new name is not in all versions that we take, and TRL has it on unless it is named.
+    old_name = r"`(is_)?gradient_checkpointing` is deprecated"
+    warnings.filterwarnings("ignore", old_name, category=FutureWarning)
 
 
 def read_preferences(source: str | Path, *, split: str = "train") -> Iterator[Record]:
