@@ -11,7 +11,7 @@ from moegraft.errors import RecipeError
 from tiny_families import data, stored_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-QUICK = {"steps": 40, "batch": 2, "length": 24, "learning_rate": 1e-3, "warmup_share": 0.0}
+QUICK = {"steps": 80, "batch": 2, "length": 24, "learning_rate": 1e-3, "warmup_share": 0.0}
 
 
 @pytest.fixture(scope="module")

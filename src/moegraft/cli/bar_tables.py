@@ -168,7 +168,7 @@ def distance_line(found: Content, *, expected_equal: bool) -> str:
     return f"distance from the anchor: {measured}{note}"
 
 
-def _counted(number: float, what: str) -> str:
+def _counted(number: int | float, what: str) -> str:
     return f"{number:,g} {what}{'s' * (number != 1)}"
 
 
