@@ -226,9 +226,9 @@ def _run_stage(
     }
     is_appended = branch.manifest.kind == "appended"
     reach = partial(measure_reach, model, branch) if is_appended else None
-    place = branch.checkpoint.family.place
-    places = {name: place(name) for name in (*opened.whole, *opened.rows)}
-    routers = {n: own.layer or 0 for n, own in places.items() if own.component == "router"}
+    place_of = branch.checkpoint.family.place
+    opening = {name: place_of(name) for name in (*opened.whole, *opened.rows)}
+    routers = {n: own.layer or 0 for n, own in opening.items() if own.component == "router"}
     silent = starts_silent(branch)
     job = Job(stage, model, tokenizer, work, frozen.prepare, on_step, how, reach, routers, silent)
     try:
