@@ -43,7 +43,7 @@ def _draw(summary: Mapping[str, Any], suffix: str, *, dark: bool) -> bytes:
         grid = figure.subplots(2, len(protocols), squeeze=False, sharex="col")
         for column, (protocol, found) in enumerate(protocols.items()):
             losses, differences = grid[:, column]
-            scale, unit = _scale(found["arms"][_BASELINE]["tokens"][-1])
+            scale, unit = _scale(float(found["arms"][_BASELINE]["tokens"][-1]))
             _draw_losses(losses, found["arms"], scale, ink)
             _draw_differences(differences, found["arms"], scale, ink)
             losses.set_title(_TITLES.get(protocol, protocol), color=ink, fontsize=9, loc="left")
