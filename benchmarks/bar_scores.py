@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moegraft.nano import domains
+from moegraft.runtime.load import no_progress_bars
 
 NUM_ITEMS = 200
 ANSWER_TOKENS = {"reading": 16, "science": 14, "math": 44, "code": 20, "tool": 44, "safety": 16}
@@ -47,7 +48,8 @@ def stage(folder: Path, make: Callable[[Path], None], *, keep: bool = False) -> 
 
 def load(folder: Path) -> tuple[Any, Any]:
     """Model in float32 and tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with no_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if hasattr(model.config, "num_experts"):
         model.set_experts_implementation("eager")
     return model, AutoTokenizer.from_pretrained(folder)

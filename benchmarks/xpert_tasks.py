@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moegraft.checkpoint.plain import locate
 from moegraft.evals import Scorer, load_condition
 from moegraft.evals.judge import score_items
+from moegraft.runtime.load import no_progress_bars
 
 CHANCE = {
     "xpert_winogrande": 0.5,
@@ -45,7 +46,8 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = locate(args.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager")
+    with no_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager")
     scorer = Scorer(model, tokenizer)
     head = ["task", "items", "score", "sd", "chance", "prompt", "written", "cut", "seconds"]
     print(f"| {' | '.join(head)} |\n{'| --- ' * len(head)}|")

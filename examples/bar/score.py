@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moegraft.checkpoint import open_checkpoint
 from moegraft.nano import domains
+from moegraft.runtime.load import no_progress_bars
 
 KINDS = {"science": 14, "code": 20, "safety": 16}
 """Kind of question: most tokens of an answer."""
@@ -45,7 +46,8 @@ def main() -> None:
     print(f"{'checkpoint':20}", *(f"{kind:>8}" for kind in KINDS))
     for name in sys.argv[1:]:
         folder = open_checkpoint(name).path
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with no_progress_bars():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         scores = [accuracy(model, tokenizer, kind) for kind in KINDS]
         label = "/".join(Path(name).parts[-2:])
