@@ -141,11 +141,11 @@ def report(args: argparse.Namespace, rows: list[tuple[str, ...]]) -> str:
               "guided minus this, points")  # fmt: skip
     lines = [header, ("---", "---:", "---", "---", "---:", "---:", "---"), *rows]
     about = (
-        f"`python benchmarks/search.py --host {args.host} --donor {args.donor} --budget "
-        f"{args.budget} --groups {args.groups} --confirm-items {args.confirm_items} --seeds "
-        f"{args.seeds}`, moegraft {moegraft.__version__}, torch {torch.__version__}, "
-        f"{os.cpu_count()} {platform.machine()} cores. Paired 95 % intervals and exact p on the "
-        "held-out items, one comparison each, not adjusted for their number."
+        f"`python benchmarks/search.py --host {args.host} --donor {args.donor} --conditions "
+        f"{args.conditions} --budget {args.budget} --groups {args.groups} --confirm-items "
+        f"{args.confirm_items} --seeds {args.seeds}`, moegraft {moegraft.__version__}, torch "
+        f"{torch.__version__}, {os.cpu_count()} {platform.machine()} cores. Paired 95 % intervals "
+        "and exact p on the held-out items, one comparison each, not adjusted for their number."
     )
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"# Searching for a composition\n\n{about}\n\n{table}\n\n{_means(rows)}\n"
