@@ -40,7 +40,7 @@ def show_identification(console: Console, found: Content) -> None:
     print_wide(
         console,
         f"Experts that serve every domain, by {found['score']}",
-        (*columns, "domains", "stable", "left\nout"),
+        (*columns, "spread", "stable", "left\nout"),
         rows,
         num_fixed=2,
         has_sections=True,
@@ -48,8 +48,8 @@ def show_identification(console: Console, found: Content) -> None:
     print_note(
         console,
         f"In %. A: mean over domains, C: mean absolute deviation, of the share of tokens sent to "
-        f"the expert; chance {chance} % (red: a domain uses it less). domains: effective number "
-        f"(exp of the entropy). stable: chosen again when text windows are resampled"
+        f"the expert; chance {chance} % (red: a domain uses it less). spread: effective number "
+        f"of domains (exp of the entropy). stable: chosen again when text windows are resampled"
         f"{'' if found['num_windows'] else ' (the counts have no windows)'}. "
         "left out: chosen again without one of the domains.",
     )
