@@ -118,6 +118,21 @@ def test_other_policies_decide_by_component(two, tmp_path):
     merge(anchor, branches[:1], tmp_path / "one", shared="equal")
 
 
+def test_the_sum_of_changes_is_added_to_the_anchor(two, tmp_path):
+    anchor, branches = two
+    own, code = stored_tensors(anchor), stored_tensors(branches[1])
+    merge(anchor, branches, tmp_path / "half", shared="sum:0.5")
+    merge(anchor, branches, tmp_path / "mean")
+    merge(anchor, branches, tmp_path / "third", shared_by={"lm_head": f"sum:{1 / 3}"})
+    half, mean, third = (stored_tensors(tmp_path / n) for n in ("half", "mean", "third"))
+    for name in (HEAD, QUERY):
+        assert torch.allclose(half[name], (own[name] + code[name]) / 2, atol=1e-6)
+    assert torch.equal(half[EMBEDDING], own[EMBEDDING])
+    assert torch.allclose(third[HEAD], mean[HEAD], atol=1e-6)
+    assert torch.equal(third[QUERY], mean[QUERY])
+    assert read_record(tmp_path / "half").shared == {"default": "sum:0.5"}
+
+
 def test_fused_and_half_precision_branches_merge_like_their_published_twins(two, tmp_path):
     anchor, branches = two
     fused = AutoModelForCausalLM.from_pretrained(branches[0])
@@ -285,9 +300,10 @@ def test_a_recipe_that_contradicts_itself_is_refused():
     base = {"anchor": "a", "branches": ["b"]}
     for change, message in (
         ({"shared_by": {"heads": "mean"}}, "shared_by: unknown component 'heads'"),
+        ({"shared_by": {"lm_head": "sum:-1"}}, "lm_head: unknown policy 'sum:-1'; expected o"),
         ({"branches": []}, "branches: expected at least one"),
         ({"as_released": True, "method": "btx"}, "as_released goes with method bar only"),
-        ({"shared": "ties"}, "shared: Input should be 'mean'"),
+        ({"shared": "ties"}, "shared: unknown policy 'ties'; expected one of mean, changed"),
     ):
         with pytest.raises(RecipeError, match=message):
             parse_recipe(base | change, MergeRecipe, where="merge")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from moegraft.checkpoint import StoredPiece, load_tensor
 from moegraft.checkpoint.writer import ByteRange, Produced
 from moegraft.errors import BranchError
 
-Policy = Literal["mean", "changed", "anchor", "equal", "first"]
-POLICIES = get_args(Policy)
+POLICIES = ("mean", "changed", "anchor", "equal", "first", "sum:WEIGHT")
 """`mean`: of all models, the anchor included (the paper). `changed`: of the branches that changed
 the tensor, else the anchor's. `anchor`: the anchor's. `equal`: refuse where one differs. `first`:
-the first branch's (what the authors' BTX does)."""
+the first branch's (what the authors' BTX does). `sum:WEIGHT`: the anchor's plus WEIGHT times the
+sum of all branches' changes, which the mean divides by the number of models (not in the paper;
+task arithmetic, Ilharco et al., arXiv:2212.04089)."""
 
 _CHUNK = 1 << 20
 
@@ -36,7 +37,7 @@ class Shared:
     """Filled as tensors are written: relative distance from the anchor by tensor and model."""
 
     def source(
-        self, name: str, component: str, pieces: Sequence[StoredPiece], policy: Policy
+        self, name: str, component: str, pieces: Sequence[StoredPiece], policy: str
     ) -> ByteRange | Produced:
         """What fills the tensor `name`.
 
@@ -54,7 +55,7 @@ class Shared:
         return produced(first.dtype, first.shape, make)
 
     def _merge(
-        self, name: str, component: str, pieces: Sequence[StoredPiece], policy: Policy
+        self, name: str, component: str, pieces: Sequence[StoredPiece], policy: str
     ) -> Tensor:
         tensors = [load_tensor(piece) for piece in pieces]
         anchor, others = tensors[0], tensors[1:]
@@ -72,7 +73,45 @@ class Shared:
             )
         if policy in ("anchor", "equal") or not changed:
             return anchor
+        weight = sum_weight(policy)
+        if weight is not None:
+            return anchor_plus(anchor, changed, weight)
         return mean(changed if policy == "changed" else tensors)
+
+
+def sum_weight(policy: str) -> float | None:
+    """The weight of `sum:WEIGHT`; None for the other policies.
+
+    Raises:
+        ValueError: there is no such policy, or the weight is no positive number.
+    """
+    if policy in POLICIES[:-1]:
+        return None
+    name, _, text = policy.partition(":")
+    try:
+        weight = float(text) if name == "sum" else math.nan
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        expected = ", ".join(POLICIES)
+        raise ValueError(f"unknown policy {policy!r}; expected one of {expected} (as in sum:0.5)")
+    return weight
+
+
+def anchor_plus(anchor: Tensor, changed: Sequence[Tensor], weight: float) -> Tensor:
+    """The anchor plus `weight` times the sum of the changes, added up as in `mean`."""
+    out = torch.empty_like(anchor)
+    flat, start_values = out.view(-1), anchor.reshape(-1)
+    wide = torch.float64 if out.dtype == torch.float64 else torch.float32
+    views = [tensor.reshape(-1) for tensor in changed]
+    for start in range(0, flat.numel(), _CHUNK):
+        span = slice(start, start + _CHUNK)
+        origin = start_values[span].to(wide)
+        total = torch.zeros_like(origin)
+        for view in views:
+            total = total + (view[span].to(wide) - origin)
+        flat[span] = (origin + weight * total).to(out.dtype)
+    return out
 
 
 def mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from moegraft.bar.append import grown_config
-from moegraft.bar.average import Policy, Shared
+from moegraft.bar.average import Shared
 from moegraft.bar.branches import Branch, check_branches, open_branch
 from moegraft.bar.entries import byte_range, copied, produced
 from moegraft.bar.merge_dense import untrained_warnings
@@ -75,7 +75,7 @@ class AppendedMerge:
         """Every tensor of the result and the bytes that make it."""
         return tuple(_entries(self))
 
-    def policy(self, component: str) -> Policy:
+    def policy(self, component: str) -> str:
         """Old tensors are equal in all branches."""
         return "equal"
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from moegraft.bar.average import Policy, Shared, mean
+from moegraft.bar.average import Shared, mean
 from moegraft.bar.branches import Branch, check_branches, open_branch, untrained
 from moegraft.bar.entries import byte_range, computed, copied, produced
 from moegraft.bar.merge_recipe import MergeRecipe, active_experts
@@ -86,7 +86,7 @@ class DenseMerge:
         """Every tensor of the result and the bytes that make it."""
         return tuple(_entries(self))
 
-    def policy(self, component: str) -> Policy:
+    def policy(self, component: str) -> str:
         """How shared tensors of a component become one."""
         default = "first" if self.recipe.method == "btx-released" else self.recipe.shared
         return self.recipe.shared_by.get(component, default)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from moegraft.bar.average import Policy
+from moegraft.bar.average import sum_weight
 from moegraft.config import STRICT
 from moegraft.errors import BranchError
 from moegraft.families import COMPONENTS
@@ -25,9 +25,9 @@ class MergeRecipe:
     method: Method = "bar"
     """`bar`; `average`: one dense model of mean weights; `btx`: dense models' FFNs as experts,
     everything else averaged; `btx-released`: everything else of the first dense model."""
-    shared: Policy = "mean"
-    """How shared tensors become one: mean, changed, anchor, equal or first."""
-    shared_by: Mapping[str, Policy] = field(default_factory=dict)
+    shared: str = "mean"
+    """How shared tensors become one: mean, changed, anchor, equal, first or sum:WEIGHT."""
+    shared_by: Mapping[str, str] = field(default_factory=dict)
     """The same for single components, e.g. `{lm_head: changed}`."""
     as_released: bool = False
     """Accept branches whose anchor expert moved, and average it, as the authors' script does."""
@@ -42,6 +42,11 @@ class MergeRecipe:
         wrong = sorted(set(self.shared_by) - set(COMPONENTS))
         if wrong:
             raise ValueError(f"shared_by: unknown component {wrong[0]!r}")
+        for name, policy in {"shared": self.shared, **self.shared_by}.items():
+            try:
+                sum_weight(policy)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
         if not self.branches:
             raise ValueError("branches: expected at least one")
         if self.as_released and self.method != "bar":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from moegraft.bar.average import Policy, Shared, mean
+from moegraft.bar.average import Shared, mean
 from moegraft.bar.entries import byte_range, produced
 from moegraft.bar.names import rows
 from moegraft.bar.parts import Part
@@ -33,7 +33,7 @@ class MergedTokens:
         component: str,
         shared: Shared,
         pieces: Sequence[StoredPiece],
-        policy: Policy,
+        policy: str,
     ) -> Entry:
         """The tensor `name`: old rows as any shared tensor, new rows averaged over their owners.
 

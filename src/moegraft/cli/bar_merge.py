@@ -30,7 +30,7 @@ def merge(
         list[str] | None,
         typer.Option(
             metavar="[COMPONENT=]POLICY",
-            help="mean (default), changed, anchor, equal or first; repeatable by component.",
+            help="mean (default), changed, anchor, equal, first or sum:WEIGHT; repeatable.",
         ),
     ] = None,
     as_released: Annotated[
