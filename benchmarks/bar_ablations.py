@@ -8,6 +8,7 @@ Each name is resumable on its own; rows land in DIR/seedN/scores and print with
 - `tool-frozen`: tool use with embeddings and head frozen, new rows equal or spread by noise.
 - `opened`: finetuning opens no shared tensor but the new tokens' rows (rows `-least`).
 - `released`: embedding and head open for tool use alone, as in the authors' scripts.
+- `added`: shared weights as the anchor's plus half the sum of the branches' changes (ours).
 - `router-data`: routers trained on 1 to 100 % of the chats.
 - `active`: fewer active experts, routers trained for it (`active-K`) or not (`naive-K`).
 - `domains`: anchor with two, then three of the four branches.
@@ -70,6 +71,15 @@ def released(lab: Lab) -> Rows:
     """The authors' scripts: embedding and head open for tool use alone."""
     parts = [branch_of(lab, d) if d == "tool" else _least(lab, d) for d in BRANCHES]
     yield from _merged_and_routed(lab, "released", parts)
+
+
+def added(lab: Lab) -> Rows:
+    """Not the paper's: changes of shared weights are added up, where the mean dilutes them."""
+    parts = [branch_of(lab, domain) for domain in BRANCHES]
+    place = lab.at("merged-added")
+    whole = merged(lab, anchor(lab), parts, place, "bar", shared="sum:0.5")
+    yield "merged-added", whole
+    yield "bar-added", route(lab, whole, lab.at("bar-added"))
 
 
 def router_data(lab: Lab) -> Rows:
@@ -152,6 +162,7 @@ ABLATIONS: dict[str, Callable[[Lab], Rows]] = {
     "tool-frozen": tool_frozen,
     "opened": opened,
     "released": released,
+    "added": added,
     "router-data": router_data,
     "active": active,
     "domains": domains,

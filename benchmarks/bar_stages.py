@@ -169,12 +169,22 @@ def adapted(lab: Lab, start: Path, out: Path, *stages: StageRecipe) -> Path:
     return stage(out, make, keep=True) / "branch"
 
 
-def merged(lab: Lab, anchor: Path, parts: Sequence[Path], out: Path, method: Any) -> Path:
+def merged(
+    lab: Lab,
+    anchor: Path,
+    parts: Sequence[Path],
+    out: Path,
+    method: Any,
+    *,
+    shared: str = "mean",
+) -> Path:
     """Merge branches (method `bar`) or dense models with the anchor."""
 
     def make(folder: Path) -> None:
         sources = tuple(map(str, parts))
-        recipe = MergeRecipe(anchor=str(anchor), branches=sources, method=method, seed=lab.seed)
+        recipe = MergeRecipe(
+            anchor=str(anchor), branches=sources, method=method, shared=shared, seed=lab.seed
+        )
         write_merge(plan_merge(recipe), folder)
 
     return stage(out, make)
