@@ -51,7 +51,7 @@ def test_a_dry_run_tells_what_each_stage_opens(moegraft, root):
     lines = [line.split() for line in text.splitlines() if line.strip()]
     expert = 2 * (3 * 16 * 24 + 16)  # layers of one expert and its router row
     total = sum(tensor.numel() for tensor in stored_tensors(root / "branch").values())
-    assert lines[-2][:4] == ["mid", "expert", f"{expert:,}", f"{total:,}"]
+    assert lines[-2][:4] == ["mid", "expert", f"{expert:,}", f"{expert / total:.1%}"]
     assert lines[-1][:3] == ["rl", "shared", f"{total - expert:,}"]
     assert "0.0002 cosine" in text
     code, text, _ = moegraft(*what, "--as-released", "--dry-run", "--json")

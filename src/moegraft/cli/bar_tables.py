@@ -169,7 +169,8 @@ def distance_line(found: Content, *, expected_equal: bool) -> str:
 
 
 def _counted(number: int | float, what: str) -> str:
-    return f"{number:,g} {what}{'s' * (number != 1)}"
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:,g}"
+    return f"{shown} {what}{'s' * (number != 1)}"
 
 
 def _say(console: Console, text: str) -> None:
@@ -181,8 +182,10 @@ def show_stages(console: Console, plan: list[dict[str, Any]]) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("stage")
     table.add_column("opens", min_width=len("vocabulary,"))
-    for name in ("numbers open", "of", "length", "rate"):
+    for name in ("numbers open", "share"):
         table.add_column(name, justify="right", no_wrap=True)
+    for name in ("length", "rate"):
+        table.add_column(name, justify="right")
     for row in plan:
         told = [_counted(row[k], k[:-1]) for k in ("steps", "tokens", "epochs") if k in row]
         low = f", rank {row['lora']}" if row["lora"] else ""
@@ -190,7 +193,7 @@ def show_stages(console: Console, plan: list[dict[str, Any]]) -> None:
             row["stage"],
             f"{row['opens']}{low}",
             f"{row['open']:,}",
-            f"{row['of']:,}",
+            f"{row['open'] / row['of']:.1%}",
             ", ".join(told),
             f"{row['learning_rate']:g} {row['scheduler']}",
         )
