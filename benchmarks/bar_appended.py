@@ -3,7 +3,8 @@
     python benchmarks/bar_appended.py --work DIR [--seed 0]
 
 Code and safety each append an expert to every layer of `nano:rlvr` (`toward`: the domain's text
-reaches it from the start), train it alone on text and chats, and are merged; nothing old moves.
+reaches it from the start), train it alone on text and chats, half of them of the host's own worlds,
+and are merged; nothing old moves.
 Greedy answers on 200 items a kind of question, the host's own worlds included. Resumable.
 """
 
@@ -27,11 +28,13 @@ from moegraft.nano import worlds as host_worlds
 from moegraft.nano.recipes import VERIFIER_OF
 
 HOST = "nano:rlvr"
-STEPS = {"code": 400, "safety": 200}
+STEPS = {"code": 600, "safety": 300}
 """Of text, and as many of chats."""
 WORLD_TOKENS = {"math": 80, "reading": 80, "science": 60}
 NUM_PROBES = 40
 """Texts on which nothing may change, and texts that shall reach the new expert."""
+NUM_HOST = 2000
+"""Texts, and chats, of what the host knows already."""
 
 
 def host_texts(rng: Random) -> list[str]:
@@ -57,6 +60,26 @@ def _chat(user: str, assistant: str) -> str:
     return f"<|user|>\n{user}\n<|assistant|>\n{assistant}"
 
 
+def host_data(lab: Lab) -> Path:
+    """What the host was trained on, as text and chats: half of what a branch reads."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        rng = Random(f"host {lab.seed}")
+        texts = [{"text": text} for text in islice(host_worlds.documents(rng), NUM_HOST)]
+        chats = []
+        for i in range(NUM_HOST):
+            name, world = [*host_worlds.WORLDS.items()][i % 3]
+            item = host_worlds.practice_item(name, rng)
+            turns = ("user", world.prompt(item)), ("assistant", world.response(item))
+            chats.append({"messages": [{"role": role, "content": said} for role, said in turns]})
+        for name, rows in (("text", texts), ("chat", chats)):
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+
+    return stage(lab.at("host"), make)
+
+
 def appended(lab: Lab, domain: str) -> Path:
     """The untrained branch: one more expert in every layer of the host."""
 
@@ -75,14 +98,21 @@ def appended(lab: Lab, domain: str) -> Path:
 
 def trained(lab: Lab, domain: str) -> Path:
     """The branch after mid-training and finetuning of its expert and router row alone."""
-    about: dict[str, Any] = {"steps": STEPS[domain], "length": LENGTH, "batch": 4}
+    about: dict[str, Any] = {
+        "steps": STEPS[domain],
+        "length": LENGTH,
+        "batch": 4,
+        "scheduler": "linear",
+        "general_share": 0.5,
+    }
     text, chats = (str(worlds(lab) / domain / name) for name in ("text.jsonl", "chat.jsonl"))
+    old_text, old_chats = (str(host_data(lab) / name) for name in ("text.jsonl", "chat.jsonl"))
     return adapted(
         lab,
         appended(lab, domain),
         lab.at(f"appended-{domain}"),
-        StageRecipe("mid", (text,), learning_rate=MID_RATE, scheduler="linear", **about),
-        StageRecipe("sft", (chats,), learning_rate=SFT_RATE, scheduler="linear", **about),
+        StageRecipe("mid", (text,), general=(old_text,), learning_rate=MID_RATE, **about),
+        StageRecipe("sft", (chats,), general=(old_chats,), learning_rate=SFT_RATE, **about),
     )
 
 
