@@ -1,4 +1,5 @@
 import json
+import logging
 import subprocess
 import sys
 
@@ -45,6 +46,7 @@ def test_a_sweep_prints_table_2_and_the_report_and_exports_without_torch(
     assert "sweep: 18 of 18 items" in err
     assert err.startswith("resident on cpu: peak ")
     assert err.count("without activations") == 1
+    assert not logging.getLogger("moegraft").handlers  # in a process that goes on
     assert "limit: 3" in (run / "recipe.yaml").read_text()
 
     code, out, err = moegraft("sweep", recipe_file, *common, "--limit", 3)

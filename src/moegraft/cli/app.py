@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
@@ -55,9 +57,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; exit 2 on an error that the user can mend."""
-    _tell()
     try:
-        app()
+        with _telling():
+            app()
     except SystemExit as stop:
         # typer ends so on Ctrl-C, without a word; a command that has told raises `from None`.
         cause = getattr(stop.__context__, "__cause__", None)
@@ -80,12 +82,18 @@ class _Stderr(logging.Handler):
         sys.stderr.write(f"{record.getMessage()}\n")
 
 
-def _tell() -> None:
+@contextmanager
+def _telling() -> Iterator[None]:
     """Show warnings, and what will be loaded where and how much memory it takes."""
-    told = logging.getLogger("moegraft")
-    if not told.handlers:
-        told.addHandler(_Stderr())
-    logging.getLogger("moegraft.runtime").setLevel(logging.INFO)
+    everything, runtime = logging.getLogger("moegraft"), logging.getLogger("moegraft.runtime")
+    shown, level = _Stderr(), runtime.level
+    everything.addHandler(shown)
+    runtime.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        everything.removeHandler(shown)
+        runtime.setLevel(level)
 
 
 def _exit_with(told: str) -> NoReturn:
