@@ -9,7 +9,8 @@ Each name is resumable on its own; rows land in DIR/seedN/scores and print with
 - `opened`: finetuning opens no shared tensor but the new tokens' rows (rows `-least`).
 - `released`: embedding and head open for tool use alone, as in the authors' scripts.
 - `added`: shared weights as the anchor's plus half the sum of the branches' changes (ours).
-- `router-data`: routers trained on 1 to 100 % of the chats.
+- `router-data`: routers trained on 1 to 100 % of the chats; `router-data-least`: on 20 %, of
+  branches as in `opened`.
 - `active`: fewer active experts, routers trained for it (`active-K`) or not (`naive-K`).
 - `domains`: anchor with two, then three of the four branches.
 - `upgrade`: the merged model before code, or mathematics, was mid-trained.
@@ -88,6 +89,12 @@ def router_data(lab: Lab) -> Rows:
         yield name, route(lab, bar(lab), lab.at(f"router-{percent}"), share=percent / 100)
 
 
+def router_data_least(lab: Lab) -> Rows:
+    """More data for the routers of branches that opened the least."""
+    whole = next(folder for name, folder in opened(lab) if name == "merged-least")
+    yield "router-20%-least", route(lab, whole, lab.at("router-20-least"), share=0.2)
+
+
 def active(lab: Lab) -> Rows:
     for top_k in range(len(BRANCHES), 0, -1):
         yield f"active-{top_k}", route(lab, bar(lab), lab.at(f"active-{top_k}"), top_k=top_k)
@@ -164,6 +171,7 @@ ABLATIONS: dict[str, Callable[[Lab], Rows]] = {
     "released": released,
     "added": added,
     "router-data": router_data,
+    "router-data-least": router_data_least,
     "active": active,
     "domains": domains,
     "upgrade": upgrade,
