@@ -14,6 +14,7 @@ Each name is resumable on its own; rows land in DIR/seedN/scores and print with
 - `active`: fewer active experts, routers trained for it (`active-K`) or not (`naive-K`).
 - `domains`: anchor with two, then three of the four branches.
 - `upgrade`: the merged model before code, or mathematics, was mid-trained.
+- `better-data`: the merged model when code had a twentieth of its texts and chats.
 - `domain-only`: each branch's supervised stage without the general mix.
 - `rl`: mathematics with a third stage, GRPO, its shared tensors open (the paper) or frozen.
 """
@@ -21,6 +22,7 @@ Each name is resumable on its own; rows land in DIR/seedN/scores and print with
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bar_claims import anchor, bar, base, branch_of
@@ -32,10 +34,12 @@ from bar_stages import (
     adapted,
     branch,
     merged,
+    mid_stage,
     rl_stage,
     route,
     sft_stage,
 )
+from moegraft.bar.stages import StageRecipe
 
 Rows = Iterator[tuple[str, Path]]
 LEAST_OPEN = {"math": "expert", "code": "expert", "tool": "tokens", "safety": "expert"}
@@ -122,6 +126,25 @@ def upgrade(lab: Lab) -> Rows:
         yield f"old-{domain}", route(lab, whole, lab.at(f"old-{domain}"))
 
 
+def better_data(lab: Lab) -> Rows:
+    """The deployed model of yesterday: code with few texts and chats, in as many steps."""
+
+    def few(stage_recipe: StageRecipe) -> StageRecipe:
+        source = Path(stage_recipe.data[0])
+        lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+        less = source.with_name(f"few-{source.name}")
+        less.write_text("".join(lines[: len(lines) // 20]), encoding="utf-8")
+        return replace(stage_recipe, data=(str(less),))
+
+    start = branch(lab, anchor(lab), base(lab), "code")
+    stages = few(mid_stage(lab, "code")), few(sft_stage(lab, "code"))
+    old = adapted(lab, start, lab.at("branch-code-few"), *stages)
+    parts = [old if domain == "code" else branch_of(lab, domain) for domain in BRANCHES]
+    whole = merged(lab, anchor(lab), parts, lab.at("few-code-merged"), "bar")
+    yield "branch-code-few", old
+    yield "few-code", route(lab, whole, lab.at("few-code"))
+
+
 def domain_only(lab: Lab) -> Rows:
     for domain in BRANCHES:
         alone = sft_stage(lab, domain, with_general=False)
@@ -175,6 +198,7 @@ ABLATIONS: dict[str, Callable[[Lab], Rows]] = {
     "active": active,
     "domains": domains,
     "upgrade": upgrade,
+    "better-data": better_data,
     "domain-only": domain_only,
     "rl": rl,
 }
