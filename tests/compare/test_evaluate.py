@@ -13,7 +13,7 @@ from moegraft.compare.evaluate import evaluate_models
 from moegraft.compare.imports import read_results
 from moegraft.compare.recipe import EvaluationRecipe
 from moegraft.compare.results import pair
-from moegraft.errors import EvalDataError, RunError
+from moegraft.errors import CheckpointError, EvalDataError, RunError
 from moegraft.evals.execution import Execution
 from moegraft.evals.store import read_rows
 
@@ -75,6 +75,25 @@ def test_a_finished_run_is_not_evaluated_again_but_grows(finished, chat_pair, tm
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(RunError, match="not empty and holds no run"):
         evaluate_models(recipe, tmp_path, how)
+
+
+def test_a_mistyped_model_can_be_corrected(tmp_path, tiny_tasks, chat_pair):
+    run, old = tmp_path / "run", str(chat_pair[0])
+    how = Execution(device="cpu", include=(tiny_tasks,))
+    wrong = EvaluationRecipe({"old": "absent"}, TASKS, limit=2)
+    with pytest.raises(CheckpointError, match="absent: no such folder"):
+        evaluate_models(wrong, run, how)
+    assert not run.exists()
+    half = EvaluationRecipe({"old": old, "new": "absent"}, TASKS, limit=2)
+    with pytest.raises(CheckpointError, match="absent: no such folder"):
+        evaluate_models(half, run, how)
+    before = read_rows(run, "old", TASKS[0])
+    assert len(before) == 2
+    right = EvaluationRecipe({"old": old, "new": str(chat_pair[1])}, TASKS, limit=2)
+    seen = []
+    assert evaluate_models(right, run, how, on_progress=seen.append)
+    assert {now.configuration for now in seen} == {"new"}
+    assert read_rows(run, "old", TASKS[0]) == before
 
 
 def test_a_model_of_an_unknown_architecture_runs_as_it_is(tmp_path, tiny_tasks, chat_pair):

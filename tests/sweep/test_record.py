@@ -4,9 +4,10 @@ import pytest
 
 from moegraft.config import load_recipe
 from moegraft.errors import RunError
+from moegraft.evals.begun import forget_unbegun
 from moegraft.evals.lock import writer_lock
 from moegraft.sweep.design import SweepRecipe
-from moegraft.sweep.record import claim_run, forget_unbegun
+from moegraft.sweep.record import claim_run
 
 RECIPE = SweepRecipe("a", "b", preset="paper", conditions=("t",), limit=5)
 

@@ -11,6 +11,7 @@ from typing import Any
 from moegraft.compare.recipe import EvaluationRecipe, claim_run
 from moegraft.errors import EvalDataError, FamilyError, OutputError
 from moegraft.evals import store
+from moegraft.evals.begun import forget_unbegun
 from moegraft.evals.command import Command, is_command, load_command
 from moegraft.evals.execution import Execution, dtype_on
 from moegraft.evals.keys import engine_ingredients, tokenizer_hash
@@ -72,15 +73,24 @@ def evaluate_models(
     except OSError as error:
         raise OutputError(f"{run_dir}: cannot be made: {error.strerror}") from None
     with writer_lock(run_dir, how.shard):
-        if claim_run(run_dir, recipe):
-            return True
-        run = _Run(recipe, run_dir, how, on_progress, on_note)
-        sizes = [size for name in recipe.models for size in _evaluate_one(run, name)]
-        # Asked at the end: another shard may have finished a model after this one went on.
-        complete = all(len(store.read_rows(run_dir, *cell)) >= num for *cell, num in sizes)
-        if complete:
-            with merge_lock(run_dir):
-                store.write_atomically(run_dir / "DONE", b"")
+        is_new = not (run_dir / "recipe.yaml").exists()
+        try:
+            if claim_run(run_dir, recipe):
+                return True
+            return _evaluate(_Run(recipe, run_dir, how, on_progress, on_note))
+        finally:
+            if is_new and how.shard == (1, 1):
+                forget_unbegun(run_dir)
+
+
+def _evaluate(run: _Run) -> bool:
+    """Evaluate all models; whether nothing is left for another shard."""
+    sizes = [size for name in run.recipe.models for size in _evaluate_one(run, name)]
+    # Asked at the end: another shard may have finished a model after this one went on.
+    complete = all(len(store.read_rows(run.folder, *cell)) >= num for *cell, num in sizes)
+    if complete:
+        with merge_lock(run.folder):
+            store.write_atomically(run.folder / "DONE", b"")
     return complete
 
 

@@ -1,5 +1,6 @@
 """What `compare` and `gate` evaluate, and whether a directory may go on with it."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ def claim_run(run_dir: Path, recipe: EvaluationRecipe) -> bool:
                 raise RunError(
                     f"{run_dir} holds a run of another kind; choose another --out"
                 ) from None
-            changes = list(_changes(old, recipe))
+            changes = list(_changes(old, recipe, _models_begun(run_dir)))
             if changes:
                 raise RunError(
                     f"{run_dir} holds another run: {'; '.join(changes)}. A run only grows (more "
@@ -75,9 +76,17 @@ def claim_run(run_dir: Path, recipe: EvaluationRecipe) -> bool:
     return False
 
 
-def _changes(old: EvaluationRecipe, new: EvaluationRecipe) -> Iterator[str]:
+def _models_begun(run_dir: Path) -> frozenset[str]:
+    """Models that anything was recorded of; the others may still be replaced."""
+    path = run_dir / "env.json"
+    return frozenset(json.loads(path.read_text())["models"] if path.exists() else ())
+
+
+def _changes(old: EvaluationRecipe, new: EvaluationRecipe, begun: frozenset[str]) -> Iterator[str]:
+    if not begun:
+        return
     for name, source in old.models.items():
-        if new.models.get(name) != source:
+        if name in begun and new.models.get(name) != source:
             yield f"model {name} was {source}, now {new.models.get(name, 'missing')}"
     for name in old.conditions:
         if name not in new.conditions:

@@ -8,6 +8,7 @@ from typing import Any
 
 from moegraft.errors import OutputError
 from moegraft.evals import store
+from moegraft.evals.begun import forget_unbegun
 from moegraft.evals.condition import Condition
 from moegraft.evals.execution import Execution, dtype_on
 from moegraft.evals.judge import format_warning
@@ -22,7 +23,7 @@ from moegraft.evals.record import (
 from moegraft.evals.run import Cell, Progress, evaluate_cells
 from moegraft.sweep.confirm import carry_over, choose_confirmed
 from moegraft.sweep.design import DONOR, Configuration, SweepRecipe, design
-from moegraft.sweep.record import claim_run, forget_unbegun
+from moegraft.sweep.record import claim_run
 from moegraft.transfer.recipe import HOST
 
 CONTROL_ITEMS = 200

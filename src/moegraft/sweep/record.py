@@ -1,10 +1,10 @@
 """Whose run a directory is: the recipe that it was made with, and whether it may go on."""
 
-from contextlib import suppress
 from pathlib import Path
 
 from moegraft.config import dump_recipe, load_recipe
 from moegraft.errors import RunError
+from moegraft.evals.begun import has_begun
 from moegraft.evals.lock import merge_lock
 from moegraft.evals.store import write_atomically
 from moegraft.sweep.design import SweepRecipe, check_extends
@@ -32,23 +32,3 @@ def claim_run(run_dir: Path, recipe: SweepRecipe) -> bool:
             raise RunError(f"{run_dir} is not empty and holds no run; choose another --out")
         write_atomically(path, dump_recipe(recipe).encode())
     return False
-
-
-def has_begun(run_dir: Path) -> bool:
-    """Whether anything may have been scored; until then a folder is free for another recipe."""
-    return (run_dir / "env.json").exists() or (run_dir / "items").exists()
-
-
-def forget_unbegun(run_dir: Path) -> None:
-    """Remove recipe and locks of a run that never began, and the folder if that was all.
-
-    For a process that holds the right to write, as the only shard.
-    """
-    if has_begun(run_dir):
-        return
-    locks = run_dir / "state" / "locks"
-    for file in (run_dir / "recipe.yaml", *(locks / name for name in ("gate", "merge", "1-of-1"))):
-        file.unlink(missing_ok=True)
-    for folder in (locks, locks.parent, run_dir):
-        with suppress(OSError):
-            folder.rmdir()
