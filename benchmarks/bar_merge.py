@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 from datetime import date
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compose import HERE, measure
+from compose import HERE, commit_here, measure
 from make_checkpoint import entry, write_json
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.bar.manifest import read_manifest
@@ -150,13 +149,7 @@ def merged(root: Path, layers: int, branches: int, hidden: int) -> Row:
 
 def report(given: argparse.Namespace, rows: list[Row]) -> str:
     """The result file."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=HERE,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    commit = commit_here()
     table = "\n".join(
         f"| {r.layers} | {r.branches} | {r.anchor / 1e6:.0f} | {r.total / 1e6:.0f} "
         f"| {r.largest / 1e6:.0f} | {r.dry[0] / 1e6:.0f} | {r.merge[0] / 1e6:.0f} "

@@ -231,15 +231,16 @@ def cp_row(name: str, host: Path, found: dict) -> str:
     )
 
 
+def commit_here() -> str:
+    """The commit of this clone."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 def report(given: argparse.Namespace, cp: list[str], merges: list[str], links: list[str]) -> str:
     """The result file."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=HERE,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    commit = commit_here()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     machine = (
         f"{os.cpu_count()}-core {platform.machine()} machine, {memory:.0f} GB of memory, "

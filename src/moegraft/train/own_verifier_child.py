@@ -26,7 +26,7 @@ def main(module: str, function: str) -> None:
         try:
             reward = verifier(question["response"], question["gold"])
             reply = {"reward": _plain(reward)}
-        except Exception as error:
+        except Exception as error:  # user code again; Ctrl-C and exit end the process
             reply = {"error": _line(error)}
         tell(reply)
 
