@@ -16,7 +16,8 @@ Each name is resumable on its own; rows land in DIR/seedN/scores and print with
 - `upgrade`: the merged model before code, or mathematics, was mid-trained.
 - `better-data`: the merged model when code had a twentieth of its texts and chats.
 - `domain-only`: each branch's supervised stage without the general mix.
-- `rl`: mathematics with a third stage, GRPO, its shared tensors open (the paper) or frozen.
+- `rl`: code with a third stage, GRPO, its shared tensors open as in the paper, at two learning
+  rates; `rl-frozen`: the same with them frozen; `rl-vocabulary`: frozen but for embedding and head.
 """
 
 import argparse
@@ -39,11 +40,14 @@ from bar_stages import (
     route,
     sft_stage,
 )
+from moegraft.bar.opened import Level
 from moegraft.bar.stages import StageRecipe
 
 Rows = Iterator[tuple[str, Path]]
 LEAST_OPEN = {"math": "expert", "code": "expert", "tool": "tokens", "safety": "expert"}
 """The least that each domain's finetuning can do with."""
+RL_RATES = (1e-4, 3e-4)
+"""Each freeze set at each rate: one that is frozen may want another than one that is open."""
 
 
 def tool_frozen(lab: Lab) -> Rows:
@@ -53,15 +57,21 @@ def tool_frozen(lab: Lab) -> Rows:
 
 
 def rl(lab: Lab) -> Rows:
-    """The upgrade by one more stage: mathematics with rewards, shared tensors open or frozen."""
-    for name, opened in (("rl", "shared"), ("rl-frozen", "expert")):
-        start = branch_of(lab, "math")
-        better = adapted(lab, start, lab.at(f"branch-math-{name}"), rl_stage(lab, opened=opened))
-        yield f"branch-math-{name}", better
-        if opened == "shared":
-            parts = [better if other == "math" else branch_of(lab, other) for other in BRANCHES]
-            whole = merged(lab, anchor(lab), parts, lab.at(f"bar-{name}-merged"), "bar")
-            yield f"bar-{name}", route(lab, whole, lab.at(f"bar-{name}"))
+    """Code with rewards, every shared tensor open, and what that brings the merged model."""
+    for name, better in _rewarded(lab, "rl", "shared"):
+        yield f"branch-code-{name}", better
+        parts = [better if other == "code" else branch_of(lab, other) for other in BRANCHES]
+        yield from _merged_and_routed(lab, name, parts)
+
+
+def rl_frozen(lab: Lab) -> Rows:
+    for name, folder in _rewarded(lab, "rl-frozen", "expert"):
+        yield f"branch-code-{name}", folder
+
+
+def rl_vocabulary(lab: Lab) -> Rows:
+    for name, folder in _rewarded(lab, "rl-vocabulary", "vocabulary"):
+        yield f"branch-code-{name}", folder
 
 
 def opened(lab: Lab) -> Rows:
@@ -152,6 +162,14 @@ def domain_only(lab: Lab) -> Rows:
         yield f"only-{domain}", adapted(lab, start, lab.at(f"only-{domain}"), alone)
 
 
+def _rewarded(lab: Lab, name: str, opened: Level) -> Rows:
+    """The branch for code after reinforcement learning, by learning rate."""
+    for rate in RL_RATES:
+        last = rl_stage(lab, opened=opened, rate=rate)
+        own = f"{name}-{rate:.0e}".replace("e-0", "e-")
+        yield own, adapted(lab, branch_of(lab, "code"), lab.at(f"branch-code-{own}"), last)
+
+
 def _least(lab: Lab, domain: str) -> Path:
     """The branch of a domain whose finetuning opened the least."""
     level = LEAST_OPEN[domain]
@@ -201,6 +219,8 @@ ABLATIONS: dict[str, Callable[[Lab], Rows]] = {
     "better-data": better_data,
     "domain-only": domain_only,
     "rl": rl,
+    "rl-frozen": rl_frozen,
+    "rl-vocabulary": rl_vocabulary,
 }
 
 

@@ -12,6 +12,7 @@ from bar_scores import ANSWER_TOKENS, Lab, load, stage
 from moegraft.bar.adapt import adapt
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.bar.merge import MergeRecipe, plan_merge, write_merge
+from moegraft.bar.opened import Level
 from moegraft.bar.route import RouteRecipe, train_routers
 from moegraft.bar.stages import AdaptRecipe, StageRecipe
 from moegraft.bar.tune import Tuning
@@ -32,8 +33,9 @@ TOKEN_NOISE = 1.0
 """Of the new tokens' rows, in deviations of each column: rows that nothing has trained yet."""
 ROUTER_SHARE, ROUTER_EPOCHS = 0.05, 2
 """Of the chats of every domain, and passes over them, as in the paper."""
-RL_STEPS, RL_BATCH, RL_RATE = 60, 64, 3e-4
-"""Reinforcement learning on mathematics: an ablation, not part of the main table."""
+RL_STEPS, RL_BATCH, RL_WARMUP = 150, 256, 0.05
+"""Reinforcement learning on code: an ablation, not part of the main table. One step a round of
+sampling, where the paper takes four."""
 BRANCHES = ("math", "code", "tool", "safety")
 NEW_TOKENS = tool_world.SPECIAL_TOKENS
 _BLOCKS: dict[str, Any] = {"length": LENGTH, "batch": BATCH, "scheduler": "linear"}
@@ -147,16 +149,18 @@ def sft_stage(
     )
 
 
-def rl_stage(lab: Lab, *, opened: Any = None) -> StageRecipe:
-    """Reinforcement learning on word problems."""
+def rl_stage(lab: Lab, *, opened: Level, rate: float) -> StageRecipe:
+    """Reinforcement learning on programs that pass their tests."""
     return StageRecipe(
         "rl",
-        (str(worlds(lab) / "math" / "tasks.jsonl"),),
+        (str(worlds(lab) / "code" / "tasks.jsonl"),),
         open=opened,
         steps=RL_STEPS,
         batch=RL_BATCH,
-        learning_rate=RL_RATE,
-        length=ANSWER_TOKENS["math"],
+        mini_batches=1,
+        learning_rate=rate,
+        warmup_share=RL_WARMUP,
+        length=ANSWER_TOKENS["code"],
     )
 
 

@@ -5,6 +5,7 @@ from random import Random
 import pytest
 
 from moegraft.nano import domains, tool_world
+from moegraft.train.verifiers import rewards
 
 
 @pytest.mark.parametrize("kind", [kind for kind in domains.KINDS if kind != "chat"])
@@ -72,7 +73,7 @@ def test_domains_are_written_as_json_lines(tmp_path):
         str(path.relative_to(tmp_path)): [*map(json.loads, path.read_text().splitlines())]
         for path in tmp_path.rglob("*.jsonl")
     }
-    assert len(rows) == 2 * 5 + 1 + 7
+    assert len(rows) == 2 * 5 + 2 + 7
     assert {len(rows[f"{domain}/text.jsonl"]) for domain in domains.DOMAINS} == {5}
     assert [turn["role"] for turn in rows["code/chat.jsonl"][0]["messages"]] == [
         "user",
@@ -81,6 +82,17 @@ def test_domains_are_written_as_json_lines(tmp_path):
     assert rows["math/tasks.jsonl"][0].keys() == {"prompt", "kind", "gold"}
     assert len(rows["safety/safety.items.jsonl"]) == 7
     assert rows["tool/tool.items.jsonl"][0]["id"] == "tool-0000"
+
+
+@pytest.mark.parametrize("domain", ["math", "code"])
+def test_the_verifier_of_a_task_accepts_its_answer_and_no_other(domain):
+    rows = [*islice(domains.tasks(domain, Random(4)), 8)]
+    kinds, golds = [row["kind"] for row in rows], [row["gold"] for row in rows]
+    rng = Random(4)
+    items = [domains.training_item(domain, rng) for _ in rows]
+    right = [domains.KINDS[domain].response(item) for item in items]
+    assert rewards(right, kinds, golds) == [1.0] * 8
+    assert sum(rewards(right[1:] + right[:1], kinds, golds)) <= 1
 
 
 def test_asking_for_more_items_than_there_are_is_noticed():

@@ -5,6 +5,7 @@ and its value is what the last operation leaves: a list, or a number after `sum`
 `count`, which can only stand last. Whatever program gives the right values is right.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
@@ -104,6 +105,16 @@ def check(item: dict[str, Any], text: str) -> bool:
     """Whether the first line of `text` is a program that gives the right value on every test."""
     lines = text.strip().splitlines()
     return bool(lines) and all(run(lines[0], numbers) == value for numbers, value in item["tests"])
+
+
+def gold(item: dict[str, Any]) -> str:
+    """What `passes` is told: the tests, as JSON."""
+    return json.dumps(item["tests"])
+
+
+def passes(response: str, tests: str) -> bool:
+    """`check` as a verifier of reinforcement learning: `moegraft.nano.code_world:passes`."""
+    return check({"tests": json.loads(tests)}, response)
 
 
 def document(item: dict[str, Any], rng: Random) -> str:

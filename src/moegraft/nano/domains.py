@@ -291,18 +291,26 @@ def chats(domain: str, rng: Random) -> Iterator[dict[str, Any]]:
         }
 
 
-def tasks(rng: Random) -> Iterator[dict[str, Any]]:
-    """Word problems without end for reinforcement learning, each with its verifier's name."""
+_VERIFIERS: dict[str, tuple[str, Callable[[Item], str]]] = {
+    "math": ("last_number", lambda item: item["answer"]),
+    "code": (f"{code_world.__name__}:{code_world.passes.__name__}", code_world.gold),
+}
+"""Domains with reinforcement learning: the verifier's name, and what it is told of an item."""
+
+
+def tasks(domain: str, rng: Random) -> Iterator[dict[str, Any]]:
+    """Tasks of `domain` without end for reinforcement learning, each with its verifier's name."""
+    kind, gold = _VERIFIERS[domain]
     while True:
-        item = training_item("math", rng)
-        turns = [{"role": "user", "content": math_world.prompt(item)}]
-        yield {"prompt": turns, "kind": "last_number", "gold": item["answer"]}
+        item = training_item(domain, rng)
+        turns = [{"role": "user", "content": KINDS[domain].prompt(item)}]
+        yield {"prompt": turns, "kind": kind, "gold": gold(item)}
 
 
 def write(
     folder: Path, *, num_texts: int = 2000, num_chats: int = 2000, num_items: int = 200, seed: int
 ) -> None:
-    """Write every domain below `folder`: text, chats, tasks (math) and test items as JSON lines."""
+    """Write every domain below `folder`: text, chats, tasks (math, code) and test items as JSON."""
     for domain, kinds in DOMAINS.items():
         place = folder / domain
         place.mkdir(parents=True, exist_ok=True)
@@ -310,8 +318,8 @@ def write(
         texts = ({"text": text} for text in documents(rng, TEXT_MIX[domain]))
         _write(place / "text.jsonl", islice(texts, num_texts))
         _write(place / "chat.jsonl", islice(chats(domain, rng), num_chats))
-        if domain == "math":
-            _write(place / "tasks.jsonl", islice(tasks(rng), num_chats))
+        if domain in _VERIFIERS:
+            _write(place / "tasks.jsonl", islice(tasks(domain, rng), num_chats))
         for kind in kinds:
             items = (
                 {"id": f"{kind}-{i:04d}", "prompt": KINDS[kind].prompt(item), **item}
