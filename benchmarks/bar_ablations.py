@@ -57,21 +57,15 @@ def tool_frozen(lab: Lab) -> Rows:
 
 
 def rl(lab: Lab) -> Rows:
-    """Code with rewards, every shared tensor open, and what that brings the merged model."""
-    for name, better in _rewarded(lab, "rl", "shared"):
-        yield f"branch-code-{name}", better
-        parts = [better if other == "code" else branch_of(lab, other) for other in BRANCHES]
-        yield from _merged_and_routed(lab, name, parts)
+    yield from _rewarded(lab, "rl", "shared")
 
 
 def rl_frozen(lab: Lab) -> Rows:
-    for name, folder in _rewarded(lab, "rl-frozen", "expert"):
-        yield f"branch-code-{name}", folder
+    yield from _rewarded(lab, "rl-frozen", "expert")
 
 
 def rl_vocabulary(lab: Lab) -> Rows:
-    for name, folder in _rewarded(lab, "rl-vocabulary", "vocabulary"):
-        yield f"branch-code-{name}", folder
+    yield from _rewarded(lab, "rl-vocabulary", "vocabulary")
 
 
 def opened(lab: Lab) -> Rows:
@@ -163,11 +157,14 @@ def domain_only(lab: Lab) -> Rows:
 
 
 def _rewarded(lab: Lab, name: str, opened: Level) -> Rows:
-    """The branch for code after reinforcement learning, by learning rate."""
+    """Code after reinforcement learning, alone and merged, by learning rate."""
     for rate in RL_RATES:
-        last = rl_stage(lab, opened=opened, rate=rate)
         own = f"{name}-{rate:.0e}".replace("e-0", "e-")
-        yield own, adapted(lab, branch_of(lab, "code"), lab.at(f"branch-code-{own}"), last)
+        last = rl_stage(lab, opened=opened, rate=rate)
+        better = adapted(lab, branch_of(lab, "code"), lab.at(f"branch-code-{own}"), last)
+        yield f"branch-code-{own}", better
+        parts = [better if other == "code" else branch_of(lab, other) for other in BRANCHES]
+        yield from _merged_and_routed(lab, own, parts)
 
 
 def _least(lab: Lab, domain: str) -> Path:

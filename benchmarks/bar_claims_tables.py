@@ -5,12 +5,13 @@
 Reads DIR/seed*/scores/*.json. A domain's score is the mean of its kinds of question (safety: what
 must be refused, and what must not); `mean` weighs the five domains equally. Differences are paired
 by seed and item over the seeds that both rows have: a t test with seeds and items as crossed random
-factors (`moegraft.stats.seeds`); with one seed only, a percentile bootstrap over items.
+factors (`moegraft.stats.seeds`); with one seed only, a percentile bootstrap over items. Rewards of
+reinforcement learning are read from DIR/seed*/*/stages/*-rl/train.
 """
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from moegraft.nano import domains
 from moegraft.stats.inference import percentile_interval
 from moegraft.stats.seeds import paired_seed_test
+from moegraft.train.loop import read_metrics
 
 COLUMNS = {
     "reading": ("reading",),
@@ -33,6 +35,8 @@ COLUMNS = {
 """Column: the kinds of question whose mean it is."""
 DOMAINS = ("general", "math", "code", "tool", "safety")
 NUM_RESAMPLES = 10_000
+CURVE_PARTS = 6
+"""Equal parts of a training over which rewards are averaged."""
 
 Scores = Mapping[str, np.ndarray]
 """By kind of question, one number an item."""
@@ -118,6 +122,28 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def reward_curves(work: Path) -> dict[str, list[np.ndarray]]:
+    """By row: of every seed, the share of right samples in each part of its training, in percent.
+
+    Trainings that are not finished are left out.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    for train in sorted(work.glob("seed*/*/stages/*-rl/train")):
+        run = train.parents[2]
+        if (run / "DONE").exists():
+            rewards = [
+                r["rewards/answer_reward/mean"] for r in read_metrics(train) if "reward" in r
+            ]
+            parts = np.array_split(100 * np.array(rewards), CURVE_PARTS)
+            found.setdefault(run.name, []).append(np.array([part.mean() for part in parts]))
+    return found
+
+
+def _mean_and_spread(column: Sequence[float]) -> str:
+    spread = f" ± {np.std(column, ddof=1):.1f}" if len(column) > 1 else ""
+    return f"{np.mean(column):.1f}{spread}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="what bar_claims.py wrote")
@@ -128,11 +154,7 @@ def main() -> None:
     rows = []
     for row, seeds in found.items():
         values = [of_seed(scores) for scores in seeds.values()]
-        cells = []
-        for name in names:
-            column = [value[name] for value in values]
-            spread = f" ± {np.std(column, ddof=1):.1f}" if len(column) > 1 else ""
-            cells.append(f"{np.mean(column):.1f}{spread}")
+        cells = [_mean_and_spread([value[name] for value in values]) for name in names]
         rows.append([row, str(len(seeds)), *cells])
     print(table(["row", "seeds", *names], rows), end="\n\n")
     for other in ("start", arguments.against):
@@ -144,6 +166,15 @@ def main() -> None:
         if compared:
             print(f"Difference from `{other}`, in points:\n")
             print(table(["row", *names], compared), end="\n\n")
+    curves = reward_curves(arguments.work)
+    if curves:
+        parts = [f"part {part + 1}" for part in range(CURVE_PARTS)]
+        told = [
+            [row, str(len(seeds)), *map(_mean_and_spread, zip(*seeds, strict=True))]
+            for row, seeds in curves.items()
+        ]
+        print("Samples that earn their reward, in percent, over equal parts of the training:\n")
+        print(table(["row", "seeds", *parts], told), end="\n\n")
 
 
 if __name__ == "__main__":
