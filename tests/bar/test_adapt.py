@@ -1,5 +1,6 @@
 import json
 from itertools import pairwise
+from statistics import mean
 
 import pytest
 import torch
@@ -118,7 +119,12 @@ def test_each_stage_opens_what_the_paper_says_and_records_it(family, places, tmp
     ]
     assert manifest.stages[0]["tokens"] == 2 * 2 * 32
     assert all(stage["tokens"] > 0 and stage["steps"] == 2 for stage in manifest.stages)
-    assert manifest.stages[3]["rollouts"] == 8 and "reward" in manifest.stages[3]
+    assert manifest.stages[3]["rollouts"] == 8
+    rows = read_metrics(tmp_path / "run/stages/4-rl/train")
+    first, last = (row["rewards/answer_reward/mean"] for row in rows)
+    found = [manifest.stages[3][name] for name in ("reward_at_first", "reward")]
+    assert found == pytest.approx([first, last], abs=1e-6) and first > 0
+    assert manifest.stages[3]["groups_alike"] == mean(r["frac_reward_zero_std"] for r in rows)
     assert manifest.stages[0]["data"][0]["sources"] == ["text.jsonl"]
     assert str(places) not in (tmp_path / "run/branch/branch.json").read_text()
     done = []

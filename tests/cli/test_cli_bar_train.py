@@ -73,6 +73,20 @@ def test_flags_train_a_branch_that_is_then_verified(moegraft, root, tmp_path):
     assert json.loads(text)["stages"] == ["sft"]
 
 
+def test_rewards_that_never_differ_are_told(moegraft, root, tmp_path):
+    task = {"prompt": "2+2?", "kind": "last_number", "gold": "4000000"}
+    (tmp_path / "tasks.jsonl").write_text((json.dumps(task) + "\n") * 4)
+    settings = ("steps=1", "batch=4", "generations=2", "mini_batches=1", "length=3")
+    flags = [part for setting in settings for part in ("--set", f"rl.{setting}")]
+    tasks = ("--rl", tmp_path / "tasks.jsonl")
+    out = ("--out", tmp_path / "run")
+    code, text, err = moegraft("bar", "adapt", "--branch", root / "branch", *tasks, *flags, *out)
+    assert code == 0, err
+    told = " ".join(text.split())
+    assert "rl: mean reward 0.000 in the first tenth, 0.000 in the last; in 100% of" in told
+    assert "teaches nothing; choose tasks that are solved at times" in told
+
+
 def test_a_recipe_file_says_the_same(moegraft, root, tmp_path):
     recipe = tmp_path / "adapt.yaml"
     recipe.write_text(

@@ -223,12 +223,25 @@ def _rewards(job: Job) -> dict[str, Any]:
         prepare=job.prepare,
         on_step=job.on_step,
     )
+    rows = read_metrics(job.work)
     return {
         "data": data,
         "options": _about(options, grpo=grpo),
         "rollouts": steps * batch,
         "reward": round(reward, 6),
-        "verifier_failures": sum(row.get("verifier_failures", 0) for row in read_metrics(job.work)),
+        **_learning(rows, grpo.reward),
+        "verifier_failures": sum(row.get("verifier_failures", 0) for row in rows),
+    }
+
+
+def _learning(rows: Sequence[Mapping[str, Any]], unit: float) -> dict[str, float]:
+    """Mean reward over the first tenth, and the share of groups whose rewards are all alike."""
+    sampled = [row for row in rows if "reward" in row]
+    first = sampled[: max(1, round(0.1 * len(sampled)))]
+    alike = [float(row["frac_reward_zero_std"]) for row in sampled]
+    return {
+        "reward_at_first": round(sum(float(row["reward"]) for row in first) / len(first) / unit, 6),
+        "groups_alike": round(sum(alike) / len(alike), 6),
     }
 
 

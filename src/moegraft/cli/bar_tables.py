@@ -11,6 +11,9 @@ from rich.table import Table
 
 Content = Mapping[str, Any]
 
+_MANY_ALIKE = 0.5
+"""Share of groups without a difference to learn from, above which a reader is told what to do."""
+
 
 def show_branch(console: Console, plan: Any) -> None:
     """Print what a branch is made of."""
@@ -229,6 +232,19 @@ def show_trained(console: Console, stages: Any) -> None:
     for stage in stages:
         if "reached" in stage:
             _say(console, _reached_line(stage["stage"], **stage["reached"]))
+        if "groups_alike" in stage:
+            _say(console, _reward_line(stage))
+
+
+def _reward_line(stage: Mapping[str, Any]) -> str:
+    """Whether the rewards have risen, and how many of the completions could teach anything."""
+    alike = stage["groups_alike"]
+    hint = "; choose tasks that are solved at times" if alike > _MANY_ALIKE else ""
+    return (
+        f"{stage['stage']}: mean reward {stage['reward_at_first']:.3f} in the first tenth, "
+        f"{stage['reward']:.3f} in the last; in {alike:.0%} of the groups all completions earned "
+        f"the same, which teaches nothing{hint}"
+    )
 
 
 def _reached_line(stage: str, before: Sequence[float], after: Sequence[float]) -> str:
