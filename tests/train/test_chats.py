@@ -120,3 +120,21 @@ def test_a_template_that_refuses_a_chat_is_told(tokenizer):
     tokenizer.chat_template = None
     with pytest.raises(TrainDataError, match="does not take a chat"):
         encode_chat(tokenizer, CHATS[0])
+
+
+def test_a_chat_that_the_template_refuses_is_named_by_its_number(tokenizer):
+    wrong = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": 5}]
+    with pytest.raises(TrainDataError, match="chat 3: the chat template does not take a chat"):
+        pack_chats([*CHATS[:2], wrong], tokenizer, 64)
+
+
+def test_an_opening_turn_of_the_assistant_is_no_answer(tokenizer):
+    opening = [{"role": "assistant", "content": "hello"}, *CHATS[0]]
+    ids, answers = encode_chat(tokenizer, opening)
+    assert tokenizer.decode([i for i, a in zip(ids, answers, strict=True) if a]) == "a\n"
+
+
+def test_a_tokenizer_without_a_token_to_pad_with_is_refused(tokenizer):
+    tokenizer.pad_token = tokenizer.eos_token = None
+    with pytest.raises(TrainDataError, match="neither a padding nor an end-of-text token"):
+        pack_chats(CHATS, tokenizer, 64)

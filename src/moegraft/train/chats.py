@@ -46,7 +46,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> tuple[list[in
 
     What the assistant wrote is what follows the generation prompt, end-of-turn marks included. The
     template stays as it is. Where it renders earlier turns differently once others follow (some
-    drop earlier reasoning), only answers that stand in the whole chat as they were given count.
+    drop earlier reasoning), only answers that stand in the whole chat as they were given count; an
+    opening turn of the assistant's answers nothing.
 
     Raises:
         TrainDataError: there is no chat template, or it refuses the chat.
@@ -54,7 +55,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> tuple[list[in
     text = _render(tokenizer, chat)
     spans = []
     for place, turn in enumerate(chat):
-        if turn["role"] != "assistant":
+        if turn["role"] != "assistant" or not place:
             continue
         before = _render(tokenizer, chat[:place], add_generation_prompt=True)
         after = _render(tokenizer, chat[: place + 1])
@@ -81,12 +82,19 @@ def pack_chats(
         max_tokens: reading stops there, padding not counted.
 
     Raises:
-        TrainDataError: no chat has an answer within the first `length` tokens.
+        TrainDataError: no chat has an answer within the first `length` tokens, the template refuses
+            one, or the tokenizer has no token to pad with.
     """
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if pad is None:
+        raise TrainDataError("the tokenizer has neither a padding nor an end-of-text token")
     packed = _Packed(length)
     num_tokens = num_cut = num_empty = 0
-    for chat in chats:
-        ids, answers = encode_chat(tokenizer, chat)
+    for number, chat in enumerate(chats, 1):
+        try:
+            ids, answers = encode_chat(tokenizer, chat)
+        except TrainDataError as error:
+            raise TrainDataError(f"chat {number}: {error}") from None
         num_cut += len(ids) > length
         ids, answers = ids[:length], answers[:length]
         if not any(answers[1:]):
@@ -101,8 +109,7 @@ def pack_chats(
         _log.warning(told, num_cut, length, num_empty)
     if not num_tokens:
         raise TrainDataError(f"no chat has an answer within {length} tokens")
-    pad = tokenizer.pad_token_id
-    return packed.blocks(tokenizer.eos_token_id if pad is None else pad)
+    return packed.blocks(pad)
 
 
 def pack_answers(examples: Iterable[tuple[list[int], list[bool]]], length: int, pad: int) -> Blocks:

@@ -1,14 +1,17 @@
 """Records of a JSONL or Parquet file, a folder of them, or a data set on the Hub."""
 
 import json
+import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from moegraft.errors import TrainDataError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 """What a file of records may end in; `.json` holds JSON lines, or one list."""
+_SURROGATE = re.compile(r"\\u[dD][89A-Fa-f]")
 
 
 def read_records(source: str | Path, *, split: str = "train") -> Iterator[dict[str, Any]]:
@@ -55,30 +58,52 @@ def record_files(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]
 
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Records of JSON lines; of a `.json` that begins with a bracket, of its list."""
+    where = str(file)
     try:
-        with file.open(encoding="utf-8") as lines:
-            if file.suffix == ".json" and lines.read(1) == "[":
-                yield from _listed(file)
+        with file.open("rb") as lines:
+            if file.suffix == ".json" and _begins_with_list(lines):
+                yield from _listed(where, file.read_bytes().removeprefix(BOM_UTF8).decode())
                 return
             lines.seek(0)
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _object(f"{file}: line {number}", json.loads(line))
+                where = f"{file}: line {number}"
+                text = line.removeprefix(BOM_UTF8 if number == 1 else b"").decode()
+                if text.strip():
+                    yield _object(where, json.loads(text), text)
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, TrainDataError):
             raise
-        raise TrainDataError(f"{file}: cannot be read: {_line(error)}") from None
+        raise TrainDataError(f"{where}: cannot be read: {_reason(error)}") from None
 
 
-def _listed(file: Path) -> Iterator[dict[str, Any]]:
-    for number, record in enumerate(json.loads(file.read_text(encoding="utf-8")), 1):
-        yield _object(f"{file}: record {number}", record)
+def _begins_with_list(lines: IO[bytes]) -> bool:
+    text = (line.removeprefix(BOM_UTF8).lstrip() for line in lines)
+    return next((line for line in text if line), b"").startswith(b"[")
 
 
-def _object(where: str, record: Any) -> dict[str, Any]:
+def _listed(where: str, text: str) -> Iterator[dict[str, Any]]:
+    for number, record in enumerate(json.loads(text), 1):
+        yield _object(f"{where}: record {number}", record, text)
+
+
+def _object(where: str, record: Any, text: str) -> dict[str, Any]:
+    """The record, if it is one that can be tokenized."""
     if not isinstance(record, dict):
         raise TrainDataError(f"{where}: expected a JSON object, got {type(record).__name__}")
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise TrainDataError(f"{where}: holds half a surrogate pair, no text") from None
     return record
+
+
+def _reason(error: BaseException) -> str:
+    """What is wrong; json's own line number counts within one record."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} (character {error.pos + 1})"
+    return _line(error)
 
 
 def _streamed(where: str, **load: Any) -> Iterator[dict[str, Any]]:

@@ -205,7 +205,7 @@ def check_weights(
 
 def _plain(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise TrainDataError(f"{file}: cannot be read: {error}") from None
 
