@@ -25,7 +25,7 @@ def load_recipe(path: Path | str, recipe_type: type[T]) -> T:
     """
     import yaml
 
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from moegraft.bar.adapt import adapt
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
@@ -33,7 +34,7 @@ def test_two_processes_train_a_branch_like_one(tmp_path):
     recipe = tmp_path / "adapt.yaml"
     recipe.write_text(
         f"branch: {tmp_path / 'branch'}\ndevice: cpu\nstages:\n"
-        f"- {{stage: mid, data: [{tmp_path / 'text.jsonl'}], {quick}}}\n"
+        f"- {{stage: mid, data: [{tmp_path / 'text.jsonl'}], {quick}, lora: 2}}\n"
         f"- {{stage: sft, data: [{tmp_path / 'chat.jsonl'}], {quick}}}\n"
     )
     adapt(load_recipe(recipe, AdaptRecipe), tmp_path / "one")
@@ -66,3 +67,9 @@ def test_two_processes_train_a_branch_like_one(tmp_path):
         assert still == (data(start[name]) == data(two[name])), name
     stages = read_manifest(tmp_path / "two/branch").stages
     assert [(stage["stage"], stage["tokens"]) for stage in stages] == [("mid", 384), ("sft", 384)]
+    assert [(stage["lora"], stage["devices"]) for stage in stages] == [(2, 2), (None, 2)]
+    between, trained = (
+        stored_tensors(tmp_path / n / "stages/1-mid/branch") for n in ("one", "two")
+    )
+    for name, tensor in between.items():
+        assert torch.allclose(trained[name], tensor, atol=1e-4), name

@@ -23,7 +23,12 @@ def test_a_stage_is_added_and_everything_reads_back(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, "expected schema 1 of a branch's manifest"),
+        ({"schema": 2}, "expected schema 1 of a branch's manifest, got 2; make the folder anew"),
+        ({"stages": ["sft"]}, r"stages\.0: expected a mapping with stage and tokens, got 'sft'"),
+        ({"stages": [{"stage": "sft", "tokens": "many"}]}, r"stages\.0: expected a mapping"),
+        ({"frozen": {"x": 5}}, "frozen: x: got 5"),
+        ({"tokens": {"<call>": "a"}}, "tokens: <call>: got 'a'"),
+        ({"num_appended": -1}, "num_appended: got -1"),
         ({"kind": "sparse"}, "kind: got 'sparse', expected dense or appended"),
         ({"frozen": ["x"]}, r"frozen: got \['x'\]"),
         ({"stagse": []}, "unknown key 'stagse'"),
@@ -49,3 +54,10 @@ def test_missing_files_and_keys_are_named(tmp_path):
         read_manifest(tmp_path)
     with pytest.raises(OutputError, match="cannot be written"):
         write_manifest(tmp_path / "nowhere", MANIFEST)
+
+
+def test_the_folder_of_a_run_is_told_where_its_branch_is(tmp_path):
+    (tmp_path / "branch").mkdir()
+    write_manifest(tmp_path / "branch", MANIFEST)
+    with pytest.raises(BranchError, match=r"has no branch\.json; .*\(its branch is .*/branch\)"):
+        read_manifest(tmp_path)

@@ -7,7 +7,7 @@ from moegraft.bar.heal import HealRecipe, heal_model
 from moegraft.bar.tune import Tuning
 from moegraft.checkpoint import open_checkpoint
 from moegraft.config import parse_recipe
-from moegraft.errors import BranchError, RecipeError
+from moegraft.errors import BranchError, OutputError, RecipeError
 from moegraft.transfer import Selection, TransferRecipe, apply_plan, plan_transfer
 from tiny_bar import card_of
 from tiny_families import build_tiny, stored_tensors
@@ -77,8 +77,26 @@ def test_what_cannot_be_healed_is_refused(texts, tmp_path):
     with pytest.raises(BranchError, match="has no tokenizer"):
         run(tmp_path / "dense", texts, tmp_path / "h")
     tokenizer.save_pretrained(tmp_path / "dense")
-    with pytest.raises(BranchError, match="has no router to train"):
+    with pytest.raises(BranchError, match="is a dense model, which has no routers to train"):
         run(tmp_path / "dense", texts, tmp_path / "h")
     with pytest.raises(RecipeError, match="train: expected some of router, norm, qk_norm, got"):
         parse_recipe({"model": "m", "data": texts, "train": ["experts"]}, HealRecipe, where="heal")
     assert not (tmp_path / "h").exists()
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_the_training(composed, texts, tmp_path):
+    seen = []
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    for out, message in (
+        (tmp_path / "full", "exists and is not empty"),
+        (composed / "inside", "lies inside the input"),
+        (composed, "the output is the input"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            heal_model(
+                HealRecipe(str(composed), texts, held_out=0.2, length=32),
+                out,
+                on_step=lambda *now: seen.append(now),
+            )
+    assert not seen and not (tmp_path / "full.work").exists()

@@ -2,12 +2,19 @@ import json
 import shutil
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from moegraft.bar.branches import open_branch
 from moegraft.bar.cost import sizes_of
 from moegraft.bar.ledger import count_costs
+from moegraft.bar.opened import expert_rows, trainable
 from moegraft.checkpoint import open_checkpoint
-from moegraft.errors import BranchError
+from moegraft.errors import BranchError, RecipeError
 from moegraft.report.ledger_figure import write_ledger_figure
+from moegraft.runtime.load import from_pretrained
+from moegraft.train.freeze import Trainable, freeze
+from moegraft.train.lowrank import add_low_rank
 
 
 @pytest.fixture
@@ -40,11 +47,30 @@ def test_every_recorded_stage_is_counted(built):
     found = count_costs(folder)
     sizes = sizes_of(open_checkpoint(folder.parent / "anchor"))
     branch = sizes.cost(2, 2).flops_per_token
-    assert found["entries"][0]["flops"] == (2 * branch + 2 * 1000) * 1000
+    assert found["entries"][0]["flops"] == (2 * branch + 2 * 2 * sizes.expert) * 1000
     assert found["entries"][-1]["flops"] == 12345.0
     assert found["spent"]["tokens"] == 3600
     assert found["spent"]["device_hours"] == pytest.approx(2 + 2 + 8 + 0.01)
     assert found["spent"]["flops"] == sum(entry["flops"] for entry in found["entries"])
+
+
+@pytest.mark.parametrize(("level", "lora"), [("expert", None), ("vocabulary", None), ("expert", 2)])
+def test_the_flops_of_a_training_step_are_those_that_are_run(level, lora, merged, built):
+    branch = open_branch(merged.parent / "math-start")
+    model = from_pretrained(branch.checkpoint, torch.float32, "eager", torch.device("cpu"))
+    opened = trainable(model, branch, level)
+    rows = expert_rows(opened, branch) if lora else {}
+    factors = add_low_rank(model, rows, lora or 1).names
+    others = {name: own for name, own in opened.rows.items() if name not in rows}
+    num_open = freeze(model, Trainable((*opened.whole, *factors), others)).num_open()
+    ids = torch.arange(64)[None]
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    spent = counter.get_total_flops()
+    stage = sft(64, trained_numbers=num_open, lora=lora)
+    counted = count_costs(built([stage], [sft(1)], router=ROUTER))["entries"][0]["flops"]
+    # Not run is the gradient of what the first layer reads; not counted are the factors' products.
+    assert 0.8 < spent / counted < 1.02
 
 
 def test_retraining_grows_with_the_square_and_branches_linearly(built):
@@ -69,6 +95,15 @@ def test_the_general_mix_is_counted_once_in_a_retraining(built):
     assert found["growth"][1]["last_retraining"] == pytest.approx(dense * (750 + 750 + 250))
 
 
+def test_a_share_that_was_set_counts_and_records_stand_for_tokens(built):
+    data = [{"part": "domain", "tokens": 300}, {"part": "general", "tokens": 100}]
+    pairs = [{"part": "domain", "records": 30}, {"part": "general", "records": 10}]
+    stages = [sft(1000, data=data, general_share=0.6)], [sft(1000, data=pairs)]
+    found = count_costs(built(*stages, router=ROUTER))
+    dense = found["growth"][0]["retraining"] / 1000
+    assert found["growth"][1]["last_retraining"] == pytest.approx(dense * (400 + 750 + 600))
+
+
 def test_reinforcement_learning_pays_for_its_samples(built):
     plain, rl = (
         count_costs(built([{**sft(1000), "stage": stage}], [sft(1)], router=ROUTER))
@@ -89,6 +124,14 @@ def test_what_is_assumed_is_listed(built):
     assert serving["extra_flops_per_token"] > 0
     with pytest.raises(BranchError, match="no stage is recorded for any of its branches"):
         count_costs(built([], []))
+    with pytest.raises(RecipeError, match="router_share: expected above 0 and up to 1, got -1"):
+        count_costs(built([], []), router_share=-1)
+    with pytest.raises(BranchError, match=r"merge\.json: stages\.0\.seconds: got 'long'"):
+        count_costs(built([], [], router={**ROUTER, "seconds": "long"}))
+    with pytest.raises(
+        BranchError, match=r"merge\.json: experts\.1: stages\.0: expected a mapping"
+    ):
+        count_costs(built([], [{"stage": "sft"}]))
 
 
 def test_the_figure_is_drawn_the_same_twice(built, tmp_path):

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moegraft.bar.average import by_component
@@ -316,6 +317,27 @@ def test_more_active_experts_than_there_are_are_refused(two, tmp_path):
     merge(anchor, branches, tmp_path / "m", top_k=2)
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert (config["num_experts"], config["num_experts_per_tok"]) == (3, 2)
+
+
+def test_a_model_that_stands_twice_is_refused(two, dense_pairs, tmp_path):
+    anchor, branches = two
+    with pytest.raises(BranchError, match="are both branches for 'math'; expected one per domain"):
+        merge(anchor, [branches[0], branches[0]], tmp_path / "m")
+    own, other = dense_pairs("llama")
+    for name in ("math", "anchor"):
+        with pytest.raises(BranchError, match=f"another model is called '{name}'; name each NAME="):
+            merge(own, [f"math={other}", f"{name}={own}"], tmp_path / "m", method="btx")
+
+
+def test_values_that_are_no_numbers_are_not_averaged(two, tmp_path):
+    anchor, branches = two
+    train_branch(branches[0], tmp_path / "bad")
+    tensors = stored_tensors(tmp_path / "bad")
+    tensors[HEAD][3, 2] = torch.nan
+    save_file(tensors, tmp_path / "bad" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BranchError, match=f"{HEAD}: 'math' or the anchor holds values that are n"):
+        merge(anchor, [tmp_path / "bad"], tmp_path / "m")
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_merge_never_writes_into_a_branch(two):

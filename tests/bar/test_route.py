@@ -1,7 +1,10 @@
 import json
+import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from moegraft.bar.record import read_record
 from moegraft.bar.route import RouteRecipe, train_routers
@@ -62,6 +65,40 @@ def test_the_record_tells_what_the_router_was_trained_on(merged, chats, tmp_path
     with pytest.raises(OutputError, match="holds routers of another recipe"):
         train_routers(recipe(merged, chats, share=0.6), tmp_path / "r")
     assert train_routers(recipe(merged, chats), tmp_path / "r") == found
+
+
+def test_a_finished_training_of_another_model_or_other_data_is_not_taken_for_this_one(
+    merged, chats, tmp_path
+):
+    model, file = tmp_path / "merged", tmp_path / "math.jsonl"
+    shutil.copytree(merged, model)
+    shutil.copyfile(chats["math"], file)
+    asked = recipe(model, {"math": str(file)}, tuning=Tuning(epochs=1, batch=8))
+    train_routers(asked, tmp_path / "r")
+    text = file.read_text()
+    file.write_text(text.replace("math", "maths"))
+    with pytest.raises(OutputError, match="r: holds routers of another data; name another"):
+        train_routers(asked, tmp_path / "r")
+    file.write_text(text)
+    tensors = stored_tensors(model)
+    tensors["lm_head.weight"][0, 0] += 1
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OutputError, match="r: holds routers of another model; name another"):
+        train_routers(asked, tmp_path / "r")
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_the_training(merged, chats, tmp_path):
+    seen = []
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    for out, message in (
+        (tmp_path / "full", "exists and is not empty"),
+        (merged / "inside", "lies inside the input"),
+        (merged, "the output is the input"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            train_routers(recipe(merged, chats), out, on_step=lambda *now: seen.append(now))
+    assert not seen and not (tmp_path / "full.work").exists()
 
 
 def test_a_router_is_trained_for_each_k_from_the_merged_rows(merged, chats, tmp_path):
@@ -129,6 +166,8 @@ def test_what_cannot_be_routed_is_refused(merged, chats, tmp_path, monkeypatch):
         train_routers(recipe(merged, chats, top_k=(4,)), tmp_path / "r")
     with pytest.raises(BranchError, match="expected float32, bfloat16 or auto"):
         train_routers(recipe(merged, chats), tmp_path / "r", dtype="int8")
+    with pytest.raises(BranchError, match="is a dense model, which has no routers to train"):
+        train_routers(recipe(merged.parent / "anchor", chats), tmp_path / "r")
     with monkeypatch.context() as two:
         two.setenv("WORLD_SIZE", "2")
         with pytest.raises(RecipeError, match="routers are trained in one process"):
@@ -138,7 +177,12 @@ def test_what_cannot_be_routed_is_refused(merged, chats, tmp_path, monkeypatch):
         ({"share": 0}, "share: expected a share above 0"),
         ({"data": {}}, "data: expected at least one"),
         ({"top_k": [2, 2]}, "top_k: a number stands twice"),
+        ({"data": {"math": ""}}, "data: expected at least one NAME=SOURCE, neither"),
         ({"tuning": {"epoch": 2}}, "tuning.epoch: unknown key"),
+        ({"tuning": {"epochs": 0}}, "tuning: epochs: expected more than 0, got 0"),
+        ({"tuning": {"learning_rate": math.inf}}, "learning_rate: expected more than 0, got inf"),
+        ({"tuning": {"z": math.nan}}, "z: expected 0 or more, got nan"),
+        ({"tuning": {"seed": -1}}, "seed: expected 0 or more, got -1"),
     ):
         with pytest.raises(RecipeError, match=message):
             parse_recipe(base | change, RouteRecipe, where="route")

@@ -70,3 +70,12 @@ def test_a_share_that_would_choose_nothing_chooses_one(tmp_path):
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     data = read({"a": str(file)}, share=1e-9, held_out=1e-9)
     assert data.num_records["a"] == (1, 1, 3)
+
+
+def test_texts_of_less_than_a_block_stand_beside_a_domain_of_many(tmp_path, chats):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "and two"}\n{"text": "three"}\n')
+    data = read({"short": str(tmp_path / "a.jsonl"), **chats}, share=1.0, held_out=0.3)
+    assert {blocks.length for blocks in data.train.values()} == {64}
+    text = byte_tokenizer().decode(data.train["short"].ids[0].tolist())
+    assert len(data.train["short"]) == 1
+    assert [word in text for word in ("one", "and two", "three")].count(True) == 2

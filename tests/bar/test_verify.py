@@ -1,9 +1,12 @@
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
-from moegraft.bar.manifest import BRANCH, read_manifest
+from moegraft.bar.manifest import BRANCH, read_manifest, write_manifest
 from moegraft.bar.merge import MergeRecipe, plan_merge, write_merge
 from moegraft.bar.verify import verify_branch
 from moegraft.errors import BranchError, CheckpointError
@@ -103,3 +106,33 @@ def test_what_is_no_trained_copy_is_refused(branch, dense_pairs, tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(CheckpointError):
         verify_branch(tmp_path / "nothing", branch)
+
+
+@pytest.mark.parametrize("part", ["frozen", "shared"])
+def test_a_manifest_must_have_a_hash_of_all_that_may_not_move(part, branch):
+    manifest = read_manifest(branch)
+    hashes = getattr(manifest, part)
+    first = next(iter(hashes))
+    fewer = {name: own for name, own in hashes.items() if name != first}
+    write_manifest(branch, replace(manifest, **{part: fewer}))
+    with pytest.raises(BranchError, match=re.escape(f"has no hash of {first.partition('[')[0]}")):
+        verify_branch(branch)
+    write_manifest(branch, replace(manifest, **{part: hashes | {"model.gone": "0"}}))
+    with pytest.raises(BranchError, match=r"branch: lacks model\.gone, which branch\.json names"):
+        verify_branch(branch)
+
+
+def test_a_branch_that_was_trained_to_nonsense_is_refused(branch, tmp_path):
+    def change(model):
+        model.model.layers[1].mlp.experts.down_proj[1, 3, 2] = torch.nan
+
+    out = _trained(branch, tmp_path / "new", change)
+    named = r"layers\.1\.block_sparse_moe\.experts\.1\.w2\.weight holds values that are not finite"
+    with pytest.raises(BranchError, match=named):
+        verify_branch(out, branch)
+    assert not (out / BRANCH).exists()
+
+
+def test_a_home_folder_is_found(branch, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert verify_branch("~/branch").domain == "math"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from moegraft.checkpoint.staging import staged_output
-from moegraft.errors import CheckpointError, OutputError
+from moegraft.checkpoint.staging import sole_writer, staged_output
+from moegraft.errors import CheckpointError, OutputError, RunError
 
 
 def names(folder):
@@ -242,3 +242,17 @@ def test_space_is_asked_of_the_file_system_that_is_written(tmp_path):
         assert names(mount) == []
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    with sole_writer(tmp_path):
+        code = "from moegraft.checkpoint.staging import sole_writer; import pathlib, sys\n"
+        code += "sole_writer(pathlib.Path(sys.argv[1])).__enter__()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], check=False, capture_output=True, text=True
+        )
+        assert "RunError" in done.stderr and "another process is working in it" in done.stderr
+        with pytest.raises(RunError, match="wait for it, or name another folder"):
+            sole_writer(tmp_path).__enter__()
+    with sole_writer(tmp_path):
+        assert names(tmp_path) == []

@@ -1,10 +1,12 @@
 import json
 import re
+import shutil
 import sys
 
 import pytest
 
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
+from moegraft.bar.record import read_record
 from moegraft.cli import main
 from tiny_bar import build_merged, train_branch
 from tiny_families import build_tiny
@@ -190,3 +192,49 @@ def test_an_upgrade_is_merged_routed_and_gated(moegraft, tmp_path, chats, tiny_t
     )
     assert code == 0, err
     assert "nothing tells what this model has lost" in err
+
+
+def test_domains_are_added_and_removed_by_recipes(moegraft, tmp_path, chats):
+    merged = build_merged(tmp_path)
+    write_branch(plan_branch(BranchRecipe(str(tmp_path / "anchor"), "tool")), tmp_path / "start")
+    train_branch(tmp_path / "start", tmp_path / "tool", seed=3)
+    (tmp_path / "tuning.yaml").write_text("epochs: 1\nbatch: 8\n")
+    data = ", ".join(f"{name}={chats[name]}" for name in chats)
+    recipe = tmp_path / "add.yaml"
+    recipe.write_text(
+        f"merged: {merged}\nsubject: {tmp_path / 'tool'}\nout: {tmp_path / 'three'}\n"
+        f"data: [{data}]\nshare: 0.5\nheld_out: 0.2\nlength: 64\ntuning: {tmp_path}/tuning.yaml\n"
+    )
+    code, text, err = moegraft("bar", "add", "--recipe", recipe)
+    assert (code, "k = 4, router trained" in text) == (0, True), err
+    assert read_record(tmp_path / "three").domains == ("math", "code", "tool")
+    recipe.write_text(
+        f"merged: {tmp_path / 'three'}\nsubject: code\nout: {tmp_path / 'two'}\nroute: false\n"
+    )
+    code, _, err = moegraft("bar", "remove", "--recipe", recipe)
+    assert (code, read_record(tmp_path / "two").domains) == (0, ("math", "tool")), err
+    recipe.write_text(f"merged: {merged}\nsubjekt: code\nout: {tmp_path / 'x'}\n")
+    code, _, err = moegraft("bar", "remove", "--recipe", recipe)
+    assert (code, "subjekt: unknown key; expected some of merged, subject" in err) == (2, True)
+
+
+def test_a_revision_takes_no_other_merge_for_its_own(moegraft, tmp_path, chats):
+    merged, out = build_merged(tmp_path), tmp_path / "new"
+    train_branch(tmp_path / "code-start", tmp_path / "code-2", seed=9)
+    shutil.copytree(merged, tmp_path / "new.merged")
+    what = ("bar", "upgrade", merged, tmp_path / "code-2", "--data", f"a={chats['math']}")
+    code, _, err = moegraft(*what, "--out", out)
+    assert (code, "new.merged: holds another merge; remove it" in err) == (2, True), err
+    assert read_record(tmp_path / "new.merged") == read_record(merged) and not out.exists()
+    code, _, err = moegraft(*what, "--out", tmp_path / "code-2")
+    assert (code, "the output is the input" in err) == (2, True), err
+    assert not (tmp_path / "code-2.merged").exists()
+
+
+def test_a_home_folder_is_no_folder_called_tilde(moegraft, anchor, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    what = ("bar", "branch", "--anchor", anchor, "--domain", "math", "--out=~/b")
+    code, _, err = moegraft(*what)
+    assert (code, "distance from the anchor: rounding only" in err) == (0, True), err
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]

@@ -111,6 +111,9 @@ def test_a_recipe_file_says_the_same(moegraft, root, tmp_path):
         (("--sft", "x", "--set", "rl.steps=1"), "--set rl.steps=1: expected STAGE.KEY=VALUE"),
         (("--sft", "x", "--set", "sft.steps=-1"), "sft: steps: expected more than 0, got -1"),
         (("--sft", "x", "--set", "sft.open=tokens"), "has no new tokens"),
+        (("--sft", "x", "--set", "sft.steps"), "--set sft.steps: expected STAGE.KEY=VALUE"),
+        (("--sft", "x", "--set", "sft.steps="), "--set sft.steps=: expected STAGE.KEY=VALUE"),
+        (("--sft", "x", "--general", "sft"), "sft: data: expected files or data sets, got an emp"),
     ],
 )
 def test_flags_that_contradict_are_one_clear_line(moegraft, root, flags, message):

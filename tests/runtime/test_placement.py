@@ -10,6 +10,7 @@ from moegraft.runtime.placement import (
     Placement,
     blocks,
     connect,
+    find_device,
     parse_device_map,
     place,
     spread,
@@ -210,3 +211,13 @@ def test_a_map_beside_a_device_and_a_gpu_that_is_not_here_are_refused(olmoe_pair
         Host.load(str(olmoe_pair[0]), {}, device="cpu", device_map="auto")
     with pytest.raises(RecipeError, match=r"no cuda:63 here: \d+ GPUs are visible"):
         Host.load(str(olmoe_pair[0]), {}, device_map={"": 63})
+
+
+def test_a_device_is_found_by_name_or_refused():
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(RecipeError, match="device 'gpu': expected auto, cpu, cuda"):
+        find_device("gpu")
+    beyond = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(RecipeError, match=f"device '{beyond}': no CUDA device here; use cpu"):
+        find_device(beyond)

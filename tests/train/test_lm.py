@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moegraft.errors import RecipeError, RunError, TrainDataError, TrainingError
+from moegraft.errors import OutputError, RecipeError, RunError, TrainDataError, TrainingError
 from moegraft.nano import pretrain
 from moegraft.nano import tokenizer as tokenizers
 from moegraft.train.lm import train_lm, validation_loss
@@ -254,6 +255,39 @@ def test_a_gradient_that_is_no_number_never_gets_into_the_weights(tmp_path):
     assert _same(model, start)
 
 
+def test_a_weight_that_is_no_number_is_never_saved(tmp_path):
+    def poison(_model, optimizer):
+        def spoil(optimizer, _args, _kwargs):
+            first = optimizer.param_groups[0]["params"][0]
+            if optimizer.state[first]["step"] == 4:
+                first.data.view(-1)[0] = float("inf")
+
+        optimizer.register_step_post_hook(spoil)
+
+    with pytest.raises(TrainingError, match=r"step 4: a weight is not .*checkpoint-2"):
+        _train(tmp_path, _model(), prepare=poison)
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+@pytest.mark.parametrize("room", [0.5, 1.5], ids=["for no weights", "for no optimizer"])
+def test_a_disk_that_is_full_is_one_line_and_the_training_goes_on_later(room, tmp_path):
+    whole, _ = _train(tmp_path / "whole")
+    limit = int(room * sum(p.numel() * p.element_size() for p in whole.parameters()))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(done, _total):
+        if done == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+
+    try:
+        with pytest.raises(OutputError, match=r"work: cannot be written \(.*same command goes on"):
+            _train(tmp_path / "work", on_step=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert last_checkpoint(tmp_path / "work") == tmp_path / "work" / "checkpoint-2"
+    assert _same(_train(tmp_path / "work")[0], whole)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -262,6 +296,10 @@ def test_a_gradient_that_is_no_number_never_gets_into_the_weights(tmp_path):
         ({"scheduler": "cosinus"}, "expected linear, cosine, constant, got 'cosinus'"),
         ({"final_rate": 1.5}, "final_rate: expected a share below 1"),
         ({"scheduler": "constant"}, "final_rate has no effect"),
+        ({"learning_rate": float("inf")}, "learning_rate: expected more than 0, got inf"),
+        ({"clip": float("nan")}, "clip: expected 0 or more, got nan"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
+        ({"micro_batch": 0}, "micro_batch: expected at least 1, got 0"),
     ],
 )
 def test_options_out_of_range_are_refused(change, message):

@@ -14,12 +14,12 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from torch import Tensor
 
@@ -35,6 +35,7 @@ from moegraft.bar.training import Job, check_data, train_stage
 from moegraft.bar.verify import check_stored
 from moegraft.bar.write import write_model
 from moegraft.checkpoint.card import stated_licence
+from moegraft.checkpoint.staging import check_apart, sole_writer
 from moegraft.checkpoint.writer import Entry
 from moegraft.config import dump_recipe
 from moegraft.errors import (
@@ -47,6 +48,7 @@ from moegraft.errors import (
 )
 from moegraft.families import Key
 from moegraft.runtime.load import from_pretrained, resolved_dtype
+from moegraft.runtime.placement import find_device
 from moegraft.runtime.tokens import load_tokenizer
 from moegraft.train.freeze import Freeze, Trainable, freeze
 from moegraft.train.lowrank import LowRank, add_low_rank
@@ -89,28 +91,32 @@ def adapt(recipe: AdaptRecipe, out: str | Path, *, on_step: OnStage | None = Non
         TrainDataError: a stage's data are empty or cannot be read; names the stage.
         TrainingError: a loss or gradient is not finite; names the stage; checkpoints stay.
         FrozenMovedError: something frozen has moved; no branch is written.
-        RunError: `out` holds another run.
+        RunError: `out` holds another run, or another process works in it.
+        OutputError: `out` lies in or around the branch, or cannot be written.
     """
     out = Path(out).expanduser()
     _check_processes(recipe)
-    processes = PartialState(cpu=_is_on_cpu(recipe))
-    with processes.main_process_first():
-        branch = open_branch(recipe.branch)
-        if not recipe.as_released:
-            check_stored(branch)
-        stages = _stages(recipe, branch)
-        for stage in stages:
-            check_level(_level(stage, branch, recipe), branch)
-            check_data(stage)
-        if processes.is_main_process:
-            _claim(out, recipe)
-    for number, stage in enumerate(stages, 1):
-        folder = out / "stages" / f"{number}-{stage.stage}"
-        result = out / RESULT if number == len(stages) else folder / RESULT
-        if not result.exists():
-            tell = partial(on_step, stage.stage) if on_step is not None else None
-            _run_stage(branch, stage, recipe, (folder / "train", result), tell)
-        branch = open_branch(result)
+    processes = PartialState(cpu=find_device(recipe.device).type == "cpu")
+    with ExitStack() as held:
+        with processes.main_process_first():
+            branch = open_branch(recipe.branch)
+            check_apart(out, [branch.folder])
+            if not recipe.as_released:
+                check_stored(branch)
+            stages = _stages(recipe, branch)
+            for stage in stages:
+                check_level(_level(stage, branch, recipe), branch)
+                check_data(stage)
+            if processes.is_main_process:
+                _claim(out, recipe)
+                held.enter_context(sole_writer(out))
+        for number, stage in enumerate(stages, 1):
+            folder = out / "stages" / f"{number}-{stage.stage}"
+            result = out / RESULT if number == len(stages) else folder / RESULT
+            if not result.exists():
+                tell = partial(on_step, stage.stage) if on_step is not None else None
+                _run_stage(branch, stage, recipe, (folder / "train", result), tell)
+            branch = _next(branch, result)
     return branch.manifest
 
 
@@ -180,9 +186,21 @@ def _check_processes(recipe: AdaptRecipe) -> None:
             )
 
 
-def _is_on_cpu(recipe: AdaptRecipe) -> bool:
-    name = recipe.device
-    return name == "cpu" or (name == "auto" and not torch.cuda.is_available())
+def _next(before: Branch, result: Path) -> Branch:
+    """The branch that a stage made of `before`.
+
+    Raises:
+        RunError: it was made of another one, which stood there when the stage ran.
+    """
+    after = open_branch(result)
+    made, told = after.manifest.as_dict(), before.manifest.as_dict()
+    same = all(made[key] == told[key] for key in ("domain", "anchor", "frozen", "shared", "tokens"))
+    if not same or made["stages"][: len(told["stages"])] != told["stages"]:
+        raise RunError(
+            f"{result}: was trained from another branch than the one at {before.folder} now; name "
+            "another folder for this run"
+        )
+    return after
 
 
 def _claim(out: Path, recipe: AdaptRecipe) -> None:
@@ -212,6 +230,7 @@ def _run_stage(
 ) -> None:
     """Train one stage in the first of `places` and write its branch to the second."""
     work, result = places
+    processes = PartialState()
     model, tokenizer = _load(branch, recipe)
     level = _level(stage, branch, recipe)
     opened = trainable(model, branch, level)
@@ -244,8 +263,8 @@ def _run_stage(
         "as_released": recipe.as_released,
         "trained_numbers": num_open,
         "lora": stage.lora,
+        "devices": processes.num_processes,
     }
-    processes = PartialState()
     if processes.is_main_process:
         _write(branch, model, opened, branch.manifest.with_stage({**about, **trained}), result)
         for checkpoint in work.glob("checkpoint-*"):  # of no use once the branch is there
@@ -254,7 +273,8 @@ def _run_stage(
 
 
 def _load(branch: Branch, recipe: AdaptRecipe) -> tuple[Any, Any]:
-    device = PartialState().device if recipe.device == "auto" else torch.device(recipe.device)
+    own = PartialState().device
+    device = own if recipe.device == "auto" else find_device(recipe.device)
     assert device is not None
     tokenizer = load_tokenizer(branch.checkpoint)
     if tokenizer is None:

@@ -61,6 +61,12 @@ class Shared:
         anchor, others = tensors[0], tensors[1:]
         distances = [relative_distance(anchor, other) for other in others]
         moved = dict(zip(self.names[1:], distances, strict=True))
+        for model, far in moved.items():
+            if math.isnan(far):
+                raise BranchError(
+                    f"{name}: {model!r} or the anchor holds values that are not finite, which a "
+                    "merge would spread"
+                )
         self.moved.append({"tensor": name, "component": component, "moved": moved})
         changed = [other for other, far in zip(others, distances, strict=True) if far]
         if policy == "first":

@@ -5,6 +5,7 @@ anchor's; every other tensor is the anchor's; a linear router without bias weigh
 softmax over all experts, both always active (arXiv:2604.18473, section on branches).
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -64,9 +65,13 @@ class BranchRecipe:
     """Of the result, where its sources state different ones."""
 
     def __post_init__(self) -> None:
-        if not self.domain.isprintable() or not self.domain.strip() or "/" in self.domain:
-            raise ValueError(f"domain: expected a printable name without '/', got {self.domain!r}")
-        if not self.token_noise >= 0:
+        if not self.domain.isprintable() or not self.domain.strip() or {*"/="} & {*self.domain}:
+            raise ValueError(
+                f"domain: expected a printable name without '/' or '=', got {self.domain!r}"
+            )
+        if self.domain == "anchor":
+            raise ValueError("domain: 'anchor' is what the branches' own model is called")
+        if not 0 <= self.token_noise < math.inf:
             raise ValueError(f"token_noise: expected a number from 0, got {self.token_noise}")
         if self.experts < 1:
             raise ValueError(f"experts: expected at least 1, got {self.experts}")

@@ -100,12 +100,12 @@ def untrained(branch: Branch) -> bool:
 def _check_domains(branches: Sequence[Branch]) -> None:
     seen: dict[str, Path] = {}
     for branch in branches:
-        first = seen.setdefault(branch.domain, branch.folder)
-        if first != branch.folder:
+        if branch.domain in seen:
             raise BranchError(
-                f"{first} and {branch.folder} are both branches for {branch.domain!r}; "
-                "expected one per domain"
+                f"{seen[branch.domain]} and {branch.folder} are both branches for "
+                f"{branch.domain!r}; expected one per domain"
             )
+        seen[branch.domain] = branch.folder
         kind = branches[0].manifest.kind
         if branch.manifest.kind != kind:
             raise BranchError(

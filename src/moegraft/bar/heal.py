@@ -18,6 +18,7 @@ from moegraft.bar.route_data import read_route_data
 from moegraft.bar.tune import Tuning, tune, write_tuned
 from moegraft.checkpoint import open_checkpoint
 from moegraft.checkpoint.card import public_name
+from moegraft.checkpoint.staging import check_target
 from moegraft.config import STRICT, fingerprint
 from moegraft.errors import BranchError
 from moegraft.runtime.tokens import load_tokenizer
@@ -53,8 +54,8 @@ class HealRecipe:
         if wrong or not self.train:
             got = repr(wrong[0]) if wrong else "nothing"
             raise ValueError(f"train: expected some of {', '.join(TRAINABLE)}, got {got}")
-        if not self.data:
-            raise ValueError("data: expected at least one NAME=SOURCE")
+        if not self.data or not all((*self.data, *self.data.values())):
+            raise ValueError("data: expected at least one NAME=SOURCE, neither of them empty")
         if not (0 < self.share <= 1 and 0 < self.held_out < 1 and self.length > 1):
             raise ValueError("share, held_out and length: expected (0, 1], (0, 1) and 2 or more")
 
@@ -83,7 +84,8 @@ def heal_model(
         the routing.
 
     Raises:
-        BranchError: no tokenizer, or nothing to train.
+        BranchError: no tokenizer, a dense model, or nothing to train.
+        OutputError: `out` cannot be used.
         TrainDataError: a source is empty.
         FrozenMovedError: something else moved.
         TrainingError: the loss is not finite.
@@ -93,6 +95,9 @@ def heal_model(
     tokenizer = load_tokenizer(checkpoint)
     if tokenizer is None:
         raise BranchError(f"{recipe.model}: has no tokenizer, so no text can be read")
+    if not checkpoint.num_experts:
+        raise BranchError(f"{recipe.model}: is a dense model, which has no routers to train")
+    check_target(out, [checkpoint.path])
     data = read_route_data(
         recipe.data,
         tokenizer,

@@ -15,7 +15,7 @@ from typing import Any
 from moegraft.bar.cost import ASSUMED, Sizes, sizes_of
 from moegraft.bar.record import MergeRecord, read_record, source_of
 from moegraft.checkpoint import open_checkpoint
-from moegraft.errors import BranchError
+from moegraft.errors import BranchError, RecipeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,10 @@ def count_costs(merged: str | Path, *, router_share: float = 0.05) -> dict[str, 
 
     Raises:
         BranchError: no record, no stage in it, or the anchor is not found.
+        RecipeError: `router_share` is no share.
     """
+    if not 0 < router_share <= 1:
+        raise RecipeError(f"router_share: expected above 0 and up to 1, got {router_share}")
     record = read_record(merged)
     anchor = open_checkpoint(source_of(record.anchor, merged))
     sizes = sizes_of(anchor)
@@ -77,7 +80,8 @@ def count_costs(merged: str | Path, *, router_share: float = 0.05) -> dict[str, 
 _ASSUMED = (
     *ASSUMED[:1],
     "a training step costs 3 forward passes where all weights train; a branch skips the gradient "
-    "of the weights that are frozen, but runs both FFNs forward and back",
+    "of frozen weights other than experts, which come with the domain's, and runs both FFNs "
+    "forward and back",
     "reinforcement learning: tokens are those of the completions that were learnt from; sampling "
     "them costs one forward pass more",
     "retraining: a dense model of the anchor's size, all weights trained, on the tokens of all "
@@ -92,27 +96,36 @@ def _count(record: MergeRecord, expert: Mapping[str, Any]) -> int:
     return 1 if record.method == "bar" else len(expert["experts"])
 
 
+def _hours(stage: Mapping[str, Any]) -> float | None:
+    seconds = stage.get("seconds")
+    return None if seconds is None else float(seconds) * int(stage.get("devices", 1)) / 3600
+
+
 def _entry(sizes: Sizes, domain: str, stage: Mapping[str, Any], appended: int) -> Entry:
     tokens = int(stage.get("tokens") or 0)
-    seconds = stage.get("seconds")
-    hours = None if seconds is None else float(seconds) * int(stage.get("devices", 1)) / 3600
     flops = float(stage.get("flops") or _branch_flops(sizes, stage, appended) * tokens)
-    return Entry(domain, str(stage["stage"]), tokens, flops, hours)
+    return Entry(domain, str(stage["stage"]), tokens, flops, _hours(stage))
 
 
 def _router_entry(stage: Mapping[str, Any]) -> Entry:
-    hours = float(stage["seconds"]) * int(stage.get("devices", 1)) / 3600
-    return Entry("all", str(stage["stage"]), int(stage["tokens"]), float(stage["flops"]), hours)
+    flops = float(stage.get("flops") or 0)
+    return Entry("all", str(stage["stage"]), int(stage["tokens"]), flops, _hours(stage))
 
 
 def _branch_flops(sizes: Sizes, stage: Mapping[str, Any], appended: int) -> int:
-    """Per token of training: forward, back through the activations, and open weights' gradient."""
+    """Per token of training: forward, back through the activations, and weights' gradients.
+
+    An expert shares a fused parameter with the frozen ones (low-rank factors stand before it), so
+    the gradient of every active expert is computed, and that of frozen ones thrown away.
+    """
     base = max(1, sizes.num_experts)
     active = base + appended if sizes.num_experts == 0 else sizes.top_k
     forward = sizes.cost(base + appended, active).flops_per_token
-    trained = int(stage.get("trained_numbers") or sizes.expert * appended)
+    own = sizes.expert * appended
+    trained = int(stage.get("trained_numbers") or own)
+    others = trained if stage.get("lora") else max(0, trained - own)
     sampling = forward if stage["stage"] == "rl" else 0
-    return 2 * forward + min(2 * trained, forward) + sampling
+    return 2 * forward + min(2 * (others + active * sizes.expert), forward) + sampling
 
 
 def _dense_flops(sizes: Sizes, stage: Mapping[str, Any]) -> int:
@@ -147,15 +160,18 @@ def _dense_costs(sizes: Sizes, record: MergeRecord) -> dict[str, _Dense]:
 
 
 def _general_share(stage: Mapping[str, Any]) -> float:
-    """Share of a stage's tokens that are the general mix's, from the sizes of its data."""
+    """Share of a stage's tokens that are the general mix's: as it was set, or by size."""
+    if stage.get("general_share") is not None:
+        return float(stage["general_share"])
     data = stage.get("data")
     if not isinstance(data, Sequence) or isinstance(data, str):
         return 0.0
     parts: dict[str, float] = {}
     for part in data:
-        if isinstance(part, Mapping) and "tokens" in part:
+        size = part.get("tokens", part.get("records")) if isinstance(part, Mapping) else None
+        if size is not None:
             name = str(part.get("part"))
-            parts[name] = parts.get(name, 0) + float(part["tokens"])
+            parts[name] = parts.get(name, 0) + float(size)
     total = sum(parts.values())
     return parts.get("general", 0.0) / total if total else 0.0
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from moegraft.bar.json_record import read_json_record, write_json_record
+from moegraft.bar.json_record import check_stages, read_json_record, write_json_record
 from moegraft.checkpoint import Checkpoint
 from moegraft.checkpoint.card import public_name
 from moegraft.errors import BranchError
@@ -80,7 +80,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     """
     made_by = "moegraft bar branch"
     fields = read_json_record(folder, BRANCH, SCHEMA, what="a branch's manifest", made_by=made_by)
-    file = Path(folder) / BRANCH
+    file = Path(folder).expanduser() / BRANCH
     _check(file, fields)
     fields["stages"] = tuple(fields.get("stages", ()))
     return Manifest(**fields)
@@ -118,5 +118,14 @@ def _check(file: Path, content: Mapping[str, Any]) -> None:
             raise BranchError(f"{file}: unknown key {key!r}")
         if not isinstance(value, _TYPES[key]):
             raise BranchError(f"{file}: {key}: got {value!r:.60}")
+    check_stages(str(file), content.get("stages", []))
+    for key, kind in (("frozen", str), ("shared", str), ("tokens", int)):
+        for name, value in content.get(key, {}).items():
+            if not isinstance(value, kind):
+                raise BranchError(f"{file}: {key}: {name}: got {value!r:.60}")
+    if content.get("num_appended", 1) < 1:
+        raise BranchError(
+            f"{file}: num_appended: got {content['num_appended']}, expected 1 or more"
+        )
     if content["kind"] not in get_args(Kind):
         raise BranchError(f"{file}: kind: got {content['kind']!r}, expected dense or appended")

@@ -11,7 +11,13 @@ from moegraft.bar.merge_appended import AppendedMerge, plan_appended
 from moegraft.bar.merge_dense import DenseMerge, plan_dense
 from moegraft.bar.merge_recipe import MergeRecipe
 from moegraft.bar.names import content_digest
-from moegraft.bar.record import DIVERGENCE, MergeRecord, relative_source, write_record
+from moegraft.bar.record import (
+    DIVERGENCE,
+    MergeRecord,
+    read_record,
+    relative_source,
+    write_record,
+)
 from moegraft.bar.write import write_model
 from moegraft.checkpoint import open_checkpoint
 from moegraft.checkpoint.card import Licence, base_models, common_licence
@@ -62,7 +68,7 @@ def write_merge(
 
     Raises:
         OutputError: `out` cannot be used, or the disk is full.
-        BranchError: policy `equal`, and a tensor differs.
+        BranchError: policy `equal`, and a tensor differs; or a shared tensor is not finite.
     """
     return write_model(
         out,
@@ -76,7 +82,13 @@ def write_merge(
     )
 
 
-def _finish(plan: MergePlan, folder: Path, out: Path) -> MergeRecord:
+def is_written(plan: MergePlan, out: Path) -> bool:
+    """Whether `out` holds what this plan would write, by its record and the parts' content."""
+    planned = json.loads(json.dumps(_record(plan, out).as_dict()))
+    return planned == json.loads(json.dumps(read_record(out).as_dict()))
+
+
+def _record(plan: MergePlan, out: Path) -> MergeRecord:
     recipe = plan.recipe
     experts = [
         {
@@ -92,7 +104,7 @@ def _finish(plan: MergePlan, folder: Path, out: Path) -> MergeRecord:
         entry["stages"] = [dict(stage) for stage in branch.manifest.stages]
     source = relative_source(plan.anchor, out)
     appended = isinstance(plan, AppendedMerge)
-    record = MergeRecord(
+    return MergeRecord(
         method="appended" if appended else recipe.method,
         anchor={**plan.anchor_identity, "source": source},
         experts=tuple(experts),
@@ -101,6 +113,10 @@ def _finish(plan: MergePlan, folder: Path, out: Path) -> MergeRecord:
         warnings=plan.warnings,
         as_released=recipe.as_released,
     )
+
+
+def _finish(plan: MergePlan, folder: Path, out: Path) -> MergeRecord:
+    record = _record(plan, out)
     write_record(folder, record)
     write_merge_card(
         folder,

@@ -116,6 +116,7 @@ def plan_dense(recipe: MergeRecipe, anchor: Checkpoint, about: Mapping[str, Any]
         parts = tuple(branch_part(branch) for branch in branches)
     else:
         parts = tuple(_dense(source, anchor) for source in recipe.branches)
+        _check_names(parts)
     check_parts(anchor, parts)
     tokens = merge_tokens(anchor, parts)
     names = ("anchor", *(part.name for part in parts))
@@ -136,6 +137,15 @@ def _dense(source: str, anchor: Checkpoint) -> Part:
             "method merges dense models of one family (branches are merged with --method bar)"
         )
     return dense_part(name or Path(place).name, checkpoint, anchor)
+
+
+def _check_names(parts: Sequence[Part]) -> None:
+    names = ["anchor", *(part.name for part in parts)]
+    for place, part in enumerate(parts, 1):
+        if part.name in names[:place]:
+            raise BranchError(
+                f"{part.source}: another model is called {part.name!r}; name each NAME=SOURCE"
+            )
 
 
 def untrained_warnings(branches: Sequence[Branch]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moegraft.bar.json_record import read_json_record, write_json_record
+from moegraft.bar.json_record import check_stages, read_json_record, write_json_record
 from moegraft.checkpoint import Checkpoint
 from moegraft.errors import BranchError
 
@@ -90,14 +90,44 @@ def read_record(folder: Path | str) -> MergeRecord:
         BranchError: there is none, or it is not of this form.
     """
     fields = read_json_record(folder, MERGE, SCHEMA, what="a merge", made_by="moegraft bar merge")
-    file = Path(folder) / MERGE
+    file = Path(folder).expanduser() / MERGE
     wrong = sorted(_KEYS ^ fields.keys())
     if wrong:
         told = "unknown key" if wrong[0] in fields else "lacks"
         raise BranchError(f"{file}: {told} {wrong[0]!r}")
+    _check(str(file), fields)
     for key in ("experts", "stages", "warnings"):
         fields[key] = tuple(fields[key])
     return MergeRecord(**fields)
+
+
+_TYPES = {
+    "method": str,
+    "anchor": dict,
+    "experts": list,
+    "shared": dict,
+    "tokens": dict,
+    "warnings": list,
+    "as_released": bool,
+}
+_OF_EXPERT = {"domain": str, "experts": list, "source": str, "content_sha256": str}
+
+
+def _check(where: str, fields: Mapping[str, Any]) -> None:
+    """Raise BranchError for a value of another type, down to the entries."""
+    check_stages(where, fields["stages"])
+    for key, kind in _TYPES.items():
+        if not isinstance(fields[key], kind):
+            raise BranchError(f"{where}: {key}: got {fields[key]!r:.60}")
+    for key, part in (("anchor", "source"), ("shared", "default")):
+        if not isinstance(fields[key].get(part), str):
+            raise BranchError(f"{where}: {key}.{part}: got {fields[key].get(part)!r:.60}")
+    for number, expert in enumerate(fields["experts"]):
+        entry = expert if isinstance(expert, dict) else {}
+        for key, kind in _OF_EXPERT.items():
+            if not isinstance(entry.get(key), kind):
+                raise BranchError(f"{where}: experts.{number}.{key}: got {entry.get(key)!r:.60}")
+        check_stages(f"{where}: experts.{number}", entry.get("stages"))
 
 
 def write_record(folder: Path | str, record: MergeRecord) -> None:

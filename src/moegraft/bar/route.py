@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,11 +18,13 @@ import torch
 
 from moegraft.bar.card import write_merge_card, write_tuned_card
 from moegraft.bar.json_record import write_json_record
+from moegraft.bar.names import content_digest
 from moegraft.bar.record import DIVERGENCE, MERGE, read_record, rebased, write_record
-from moegraft.bar.route_data import read_route_data
+from moegraft.bar.route_data import RouteData, read_route_data
 from moegraft.bar.tune import Tuned, Tuning, tune, write_tuned
 from moegraft.checkpoint import Checkpoint, open_checkpoint
 from moegraft.checkpoint.card import base_models, stated_licence
+from moegraft.checkpoint.staging import check_target
 from moegraft.config import STRICT, fingerprint
 from moegraft.errors import BranchError, OutputError
 from moegraft.runtime.load import stored_dtype
@@ -54,8 +57,8 @@ class RouteRecipe:
     tuning: Tuning = field(default_factory=Tuning)
 
     def __post_init__(self) -> None:
-        if not self.data:
-            raise ValueError("data: expected at least one NAME=SOURCE")
+        if not self.data or not all((*self.data, *self.data.values())):
+            raise ValueError("data: expected at least one NAME=SOURCE, neither of them empty")
         if not 0 < self.share <= 1:
             raise ValueError(f"share: expected a share above 0 and up to 1, got {self.share}")
         if not 0 < self.held_out < 1:
@@ -96,6 +99,7 @@ def train_routers(
 
     Raises:
         BranchError: no merged model, or k is out of range.
+        OutputError: `out` cannot be used, or holds routers of another recipe, model or data.
         TrainDataError: a domain is empty.
         TrainingError: the loss is not finite.
     """
@@ -106,10 +110,15 @@ def train_routers(
         raise BranchError(f"{recipe.model}: has no tokenizer, so no text can be read")
     own_k = checkpoint.family.top_k(checkpoint.config)
     wanted = recipe.top_k or (own_k,)
+    if not checkpoint.num_experts:
+        raise BranchError(f"{recipe.model}: is a dense model, which has no routers to train")
     for k in wanted:
         if not 1 <= k <= checkpoint.num_experts:
             raise BranchError(f"top_k {k}: {recipe.model} has {checkpoint.num_experts} experts")
-    print_of = fingerprint(recipe)
+    targets = {k: out / f"k-{k}" if recipe.top_k else out for k in wanted}
+    for target in targets.values():
+        if not (target / ROUTED).is_file():
+            check_target(target, [checkpoint.path])
     data = read_route_data(
         recipe.data,
         tokenizer,
@@ -118,13 +127,13 @@ def train_routers(
         length=recipe.length,
         seed=recipe.tuning.seed,
     )
+    made_of = _made_of(recipe, checkpoint, data)
     where = torch_dtype(checkpoint, dtype)
     work = out.with_name(f"{out.name}.work")
     rows: list[dict[str, Any]] = []
     routing = {}
-    for k in wanted:
-        target = out / f"k-{k}" if recipe.top_k else out
-        about = _finished(target, print_of)
+    for k, target in targets.items():
+        about = _finished(target, made_of)
         if about is None:
             tuned = tune(
                 checkpoint,
@@ -137,7 +146,7 @@ def train_routers(
                 dtype=where,
                 on_step=lambda done, total, k=k: on_step(f"router for k = {k}", done, total),
             )
-            about = write_routed(checkpoint, tuned, target, recipe)
+            about = write_routed(checkpoint, tuned, target, recipe, made_of)
         rows += about["rows"]
         routing[str(k)] = about["routing"]
     found = {"rows": rows, "routing": routing, "data": _about_data(recipe, data.num_records)}
@@ -147,7 +156,11 @@ def train_routers(
 
 
 def write_routed(
-    checkpoint: Checkpoint, tuned: Tuned, out: Path, recipe: RouteRecipe
+    checkpoint: Checkpoint,
+    tuned: Tuned,
+    out: Path,
+    recipe: RouteRecipe,
+    made_of: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write one model with trained routers, its record with one more stage, and what changed."""
     k = tuned.stage["top_k"]
@@ -155,7 +168,7 @@ def write_routed(
         {"k": k, "router": "merged, untrained", "loss": dict(tuned.before)},
         {"k": k, "router": "trained", "loss": dict(tuned.after)},
     ]
-    about = {"recipe": fingerprint(recipe), "rows": rows, "routing": dict(tuned.routing)}
+    about = {**made_of, "rows": rows, "routing": dict(tuned.routing)}
     title = out.expanduser().resolve().name
 
     def finish(folder: Path) -> None:
@@ -190,18 +203,33 @@ def torch_dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
     return found
 
 
-def _finished(target: Path, recipe: str) -> dict[str, Any] | None:
+def _made_of(recipe: RouteRecipe, checkpoint: Checkpoint, data: RouteData) -> dict[str, Any]:
+    """What decides the result; a finished training of something else must not pass for this one."""
+    blocks = (*data.train.values(), *data.held_out.values())
+    content = "".join(own.digest() for own in blocks)
+    return {
+        "recipe": fingerprint(recipe),
+        "model": content_digest(checkpoint),
+        "data": sha256(content.encode()).hexdigest(),
+    }
+
+
+def _finished(target: Path, made_of: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a finished training of this folder found.
 
     Raises:
-        OutputError: it is of another recipe.
+        OutputError: it is of another recipe, model or data.
     """
     file = target / ROUTED
     if not file.is_file():
         return None
-    about = json.loads(file.read_text(encoding="utf-8"))
-    if about.get("recipe") != recipe:
-        raise OutputError(f"{target}: holds routers of another recipe; name another folder")
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{file}: cannot be read ({error}); name another folder") from None
+    for what, own in made_of.items():
+        if not isinstance(about, dict) or about.get(what) != own:
+            raise OutputError(f"{target}: holds routers of another {what}; name another folder")
     return about
 
 

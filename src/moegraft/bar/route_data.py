@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moegraft.errors import TrainDataError
-from moegraft.train.chats import encode_chat, pack_chats, read_chats
+from moegraft.train.chats import encode_chat, pack_answers, pack_chats, read_chats
 from moegraft.train.records import SUFFIXES, read_records
 from moegraft.train.text import Blocks, pack, read_documents
 
@@ -131,9 +131,12 @@ def _pack_chats(
 def _pack_texts(
     texts: Sequence[str], tokenizer: Any, length: int, max_tokens: int | None
 ) -> tuple[Blocks, list[list[int]]]:
+    """Texts of less than a block fill one of their own, with padding."""
     ids = list(_limited((tokenizer(text)["input_ids"] for text in texts), length, max_tokens))
-    have = sum(map(len, ids))
-    return pack(texts, tokenizer, max(2, min(length, have)), max_tokens=max_tokens), ids
+    if sum(map(len, ids)) >= length:
+        return pack(texts, tokenizer, length, max_tokens=max_tokens), ids
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return pack_answers(((own, [True] * len(own)) for own in ids if own), length, pad), ids
 
 
 def _limited(

@@ -1,5 +1,6 @@
 """The stages of a branch's training as a recipe, with the published settings scaled by tokens."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -116,18 +117,12 @@ class StageRecipe:
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError(f"{self.stage}: data: expected at least one file or data set")
+        if "" in (*self.data, *self.general):
+            raise ValueError(f"{self.stage}: data: expected files or data sets, got an empty name")
         lengths = [n for n in ("steps", "tokens", "epochs") if getattr(self, n) is not None]
         if len(lengths) > 1:
             raise ValueError(f"{self.stage}: {lengths[0]} and {lengths[1]}: expected one of them")
-        rates = ("learning_rate", "epsilon", "router_rate")
-        for name in (*lengths, "length", "batch", *rates, "lora", "save_every"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{self.stage}: {name}: expected more than 0, got {value}")
-        for name in ("general_share", "warmup_share"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{self.stage}: {name}: expected a share below 1, got {value}")
+        _check_ranges(self)
         if not self.general and self.general_share is not None:
             raise ValueError(f"{self.stage}: general_share has no effect without general data")
         if self.stage in ("dpo", "rl"):
@@ -213,6 +208,44 @@ class StageRecipe:
         )
 
 
+_POSITIVE = (
+    "steps",
+    "tokens",
+    "epochs",
+    "length",
+    "batch",
+    "learning_rate",
+    "epsilon",
+    "router_rate",
+    "lora",
+    "micro_batch",
+    "save_every",
+    "generations",
+    "mini_batches",
+    "temperature",
+    "seconds",
+)
+_FROM_0 = ("weight_decay", "clip", "z_loss", "balance_loss", "beta", "reward", "kl")
+
+
+def _check_ranges(stage: StageRecipe) -> None:
+    """Raise ValueError for a number out of its range, infinities and what is no number included."""
+    for name in (*_POSITIVE, *_FROM_0, "general_share", "warmup_share"):
+        value = getattr(stage, name)
+        if value is None:
+            continue
+        if name in _POSITIVE:
+            fits, expected = 0 < value < math.inf, "more than 0"
+        elif name in _FROM_0:
+            fits, expected = 0 <= value < math.inf, "0 or more"
+        elif name == "general_share":
+            fits, expected = 0 < value < 1, "a share above 0 and below 1"
+        else:
+            fits, expected = 0 <= value < 1, "a share below 1"
+        if not fits:
+            raise ValueError(f"{stage.stage}: {name}: expected {expected}, got {value}")
+
+
 @dataclass(frozen=True, slots=True)
 class AdaptRecipe:
     """How a branch is trained.
@@ -238,6 +271,8 @@ class AdaptRecipe:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
         if not self.stages:
             raise ValueError("stages: expected at least one of mid, sft, dpo, rl")
         order = [list(PRESETS).index(stage.stage) for stage in self.stages]

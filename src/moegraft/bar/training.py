@@ -111,7 +111,7 @@ def _blocks(job: Job) -> dict[str, Any]:
         sources["general"] = read(job, stage.general)
     num_steps, batch = plan_blocks(stage, {n: b.num_tokens for n, b in sources.items()}, job.length)
     share = stage.general_share
-    weights = {"domain": 1 - share, "general": share} if share else None
+    weights = None if share is None else {"domain": 1 - share, "general": share}
     options = stage.options(num_steps, batch, **job.how)
     before = job.reach(sources["domain"]) if job.reach else None
     rates = _rates_of_rows(job, before, num_steps)
@@ -132,6 +132,7 @@ def _blocks(job: Job) -> dict[str, Any]:
     about = _about(options, length=job.length, router=stage.router_loss)
     about |= {"router_rates": [*rates.values()]} if rates else {}
     found = {"data": _named(stage, data), "options": about}
+    found |= {} if share is None else {"general_share": share}
     if job.reach is None or before is None:
         return found
     after = job.reach(sources["domain"])

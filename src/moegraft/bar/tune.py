@@ -62,6 +62,17 @@ class Tuning:
     save_every: int = 0
     micro_batch: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "learning_rate", "batch", "micro_batch"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}: expected more than 0, got {value}")
+        for name in ("z", "balance", "seed", "save_every"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup: expected a share below 1, got {self.warmup}")
+
     def options(self, num_blocks: int, length: int, *, use_cpu: bool) -> TrainOptions:
         """Steps and batch for that many blocks of one epoch."""
         seen = num_blocks * self.epochs

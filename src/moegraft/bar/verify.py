@@ -55,17 +55,19 @@ def verify_branch(
         tokens: that it was trained on elsewhere, for the ledger.
 
     Raises:
-        BranchError: a frozen tensor has moved, is missing or is of another dtype; or the branch is
-            not what its manifest says.
+        BranchError: a frozen tensor has moved, is missing or is of another dtype; a trained one
+            is not finite; or the branch is not what its manifest says.
         CheckpointError: it is damaged.
     """
-    branch = open_branch(folder) if original is None else _adopted(Path(folder), Path(original))
+    folder = Path(folder).expanduser()
+    branch = open_branch(folder) if original is None else _adopted(folder, Path(original))
     check_stored(branch)
     moved = [
         name
         for name, found in piece_hashes(branch.checkpoint, branch.manifest.shared)
         if found != branch.manifest.shared[name]
     ]
+    _check_finite(branch, moved)
     level = _level(branch, moved)
     if original is not None:
         stage = {"stage": "elsewhere", "opened": level, "tokens": tokens}
@@ -86,8 +88,10 @@ def check_stored(branch: Branch) -> None:
     """Compare every frozen piece with its hash in the manifest.
 
     Raises:
-        BranchError: names the first piece that moved; says so where only its dtype did.
+        BranchError: names the first piece that moved; says so where only its dtype did; or the
+            manifest and the checkpoint do not name the same pieces.
     """
+    _check_named(branch)
     for name, found in piece_hashes(branch.checkpoint, branch.manifest.frozen):
         wanted = branch.manifest.frozen[name]
         if found == wanted:
@@ -104,6 +108,43 @@ def check_stored(branch: Branch) -> None:
             "with that tensor frozen (moegraft.train.freeze works in any loop), or merge "
             "--as-released, which averages it"
         )
+
+
+def _check_named(branch: Branch) -> None:
+    """Check that the manifest knows every piece but the domain experts, and no other."""
+    frozen = {_piece(name) for name in branch.manifest.frozen}
+    known = frozen | {_piece(name) for name in branch.manifest.shared}
+    pieces = named_pieces(branch.checkpoint)
+    for name, stored in pieces.items():
+        key = stored.piece.key
+        if key.component == "experts" and (key.expert or 0) >= branch.first_expert:
+            continue
+        if name not in (frozen if key.component in ("experts", "router") else known):
+            raise BranchError(
+                f"{branch.folder}: {BRANCH} has no hash of {name}, so nothing tells whether it "
+                "moved; make the branch anew with `moegraft bar branch`"
+            )
+    for name in sorted(known - pieces.keys()):
+        raise BranchError(f"{branch.folder}: lacks {name}, which {BRANCH} names")
+
+
+def _check_finite(branch: Branch, moved: list[str]) -> None:
+    """Check that what was trained holds numbers."""
+    pieces = named_pieces(branch.checkpoint)
+    for name, stored in pieces.items():
+        key = stored.piece.key
+        is_own = key.component == "experts" and (key.expert or 0) >= branch.first_expert
+        trained = is_own or key.component == "router" or name in moved
+        if trained and not torch.isfinite(load_tensor(stored)).all():
+            raise BranchError(
+                f"{branch.folder}: {name} holds values that are not finite; a merge with it would "
+                "answer nothing"
+            )
+
+
+def _piece(name: str) -> str:
+    """A name of the manifest, without its range of rows."""
+    return name.partition("[")[0]
 
 
 def _adopted(folder: Path, original: Path) -> Branch:

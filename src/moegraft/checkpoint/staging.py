@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from moegraft.errors import MoegraftError, OutputError
+from moegraft.errors import MoegraftError, OutputError, RunError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -39,8 +39,8 @@ def staged_output(
     Raises:
         OutputError: `out` cannot be used, or the disk is too small or became full.
     """
+    check_target(out, inputs)
     out = Path(out).expanduser().resolve()
-    _check_target(out, inputs)
     made = _make_parents(out.parent)
     folder, lock = out.parent / f".{out.name}.partial-{os.getpid()}", -1
     try:
@@ -65,14 +65,14 @@ def staged_output(
             _remove_if_empty(parent)
 
 
-def _check_target(out: Path, inputs: Sequence[Path]) -> None:
-    for given in inputs:
-        path = given.resolve()
-        if out == path:
-            raise OutputError(f"{out}: the output is the input {given}; name another folder")
-        if path in out.parents or out in path.parents:
-            where = "inside" if path in out.parents else "around"
-            raise OutputError(f"{out}: the output lies {where} the input {given}; move it out")
+def check_target(out: str | Path, inputs: Sequence[Path]) -> None:
+    """Check that `staged_output` could make `out`, before hours of work go into it.
+
+    Raises:
+        OutputError: as `staged_output`, but for the disk.
+    """
+    out = Path(out).expanduser().resolve()
+    check_apart(out, inputs)
     if not os.path.lexists(out):
         return
     if not out.is_dir():
@@ -81,6 +81,41 @@ def _check_target(out: Path, inputs: Sequence[Path]) -> None:
         raise OutputError(f"{out}: exists and is not empty; name another folder or remove it")
     if out.is_mount():
         raise OutputError(f"{out}: is a mount point; name a folder inside it")
+
+
+def check_apart(out: str | Path, inputs: Sequence[Path]) -> None:
+    """Check that `out` is none of the folders that are read, nor in or around one.
+
+    Raises:
+        OutputError: it is.
+    """
+    out = Path(out).expanduser().resolve()
+    for given in inputs:
+        path = given.expanduser().resolve()
+        if out == path:
+            raise OutputError(f"{out}: the output is the input {given}; name another folder")
+        if path in out.parents or out in path.parents:
+            where = "inside" if path in out.parents else "around"
+            raise OutputError(f"{out}: the output lies {where} the input {given}; move it out")
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Within this block no other process may call this for `folder`, which exists.
+
+    Raises:
+        RunError: another process is in such a block.
+    """
+    try:
+        lock = _lock(folder)
+    except BlockingIOError:
+        raise RunError(
+            f"{folder}: another process is working in it; wait for it, or name another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _make_parents(parent: Path) -> list[Path]:

@@ -130,6 +130,8 @@ def _stages(
         place, _, text = value.partition("=")
         stage, _, key = place.partition(".")
         _known(found, stage, f"--set {value}", "STAGE.KEY=VALUE")
+        if not key or not text.strip():
+            raise RecipeError(f"--set {value}: expected STAGE.KEY=VALUE")
         try:
             found[stage][key] = _number(yaml.safe_load(text))
         except yaml.YAMLError:

@@ -74,8 +74,11 @@ def _policies(given: list[str] | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for value in given or ():
         component, equals, policy = value.rpartition("=")
+        by_component = found.setdefault("shared_by", {}) if equals else {}
+        if component in by_component:
+            raise RecipeError(f"--shared {value}: {component} was given a policy already")
         if equals:
-            found.setdefault("shared_by", {})[component] = policy
+            by_component[component] = policy
         elif "shared" in found:
             raise RecipeError(f"--shared {value}: a default policy was given already")
         else:

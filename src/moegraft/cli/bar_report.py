@@ -30,6 +30,7 @@ def report(
 
     found = count_costs(merged, router_share=router_share)
     if out is not None:
+        out = out.expanduser()
         write_content(out / LEDGER, found)
         draw_figures(lambda: write_ledger_figure(found, out / "figures"), out)
         say(f"wrote {out / LEDGER}")

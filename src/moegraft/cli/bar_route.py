@@ -84,7 +84,7 @@ def route(
     recipe = recipe_of(RouteRecipe, file, flags, ("model", "data"), "bar route")
     if out is None:
         raise RecipeError("bar route: expected --out DIR")
-    train_and_show(recipe, out, device=device_of(device), dtype=dtype, as_json=as_json)
+    train_and_show(recipe, out.expanduser(), device=device_of(device), dtype=dtype, as_json=as_json)
 
 
 def train_and_show(

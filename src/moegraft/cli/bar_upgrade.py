@@ -22,7 +22,7 @@ from moegraft.cli.router_options import (
 )
 from moegraft.cli.steps import say
 from moegraft.config import load_recipe, parse_recipe
-from moegraft.errors import RecipeError
+from moegraft.errors import OutputError, RecipeError
 
 
 def _command(change: str, what: str, told: str) -> Callable[..., None]:
@@ -70,6 +70,7 @@ def _command(change: str, what: str, told: str) -> Callable[..., None]:
     ) -> None:
         from moegraft.bar.upgrade import plan_revision
 
+        out = out.expanduser()
         if routing and not data:
             raise RecipeError(
                 f"bar {change}: expected --data to train the routers on, or --no-route"
@@ -120,14 +121,20 @@ def _tuning(file: Path) -> dict[str, Any]:
 
 def _merge_and_route(revision: Any, out: Path, settings: dict[str, Any], device: str) -> None:
     """Merge beside `out`, train the routers into `out`, and let the untrained merge go."""
+    from moegraft.bar.merge import is_written, plan_merge
     from moegraft.bar.record import MERGE
-    from moegraft.bar.route import RouteRecipe
+    from moegraft.bar.route import ROUTED, RouteRecipe
+    from moegraft.checkpoint.staging import check_target
 
+    if not (out / ROUTED).is_file():
+        check_target(out, [Path(source) for source in revision.recipe.branches])
     beside = out.with_name(f"{out.name}.merged")
     given = {name: value for name, value in settings.items() if value is not None}
     recipe = parse_recipe({"model": str(beside), **given}, RouteRecipe, where="router training")
     if not (beside / MERGE).is_file():
         merge_and_show(revision.recipe, beside, as_json=False, is_last=False)
+    elif not is_written(plan_merge(revision.recipe), beside):
+        raise OutputError(f"{beside}: holds another merge; remove it, or name another --out")
     train_and_show(recipe, out, device=device)
     shutil.rmtree(beside)
 

@@ -76,6 +76,7 @@ def heal(
     recipe = recipe_of(HealRecipe, file, flags, ("model", "data"), "heal")
     if out is None:
         raise RecipeError("heal: expected --out DIR")
+    out = out.expanduser()
     with show_steps("steps of healing") as on_step:
         found = heal_model(recipe, out, device=device_of(device), dtype=dtype, on_step=on_step)
     from moegraft.report.routing_figures import write_profile_figures

@@ -60,10 +60,6 @@ def device_of(name: str) -> str:
     Raises:
         RecipeError: there is no such device here.
     """
-    import torch
+    from moegraft.runtime.placement import find_device
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RecipeError(f"--device {name}: no CUDA device here; use cpu")
-    return name
+    return str(find_device(name))

@@ -47,6 +47,23 @@ class Placement:
         return self.by_module[name]
 
 
+def find_device(name: str) -> torch.device:
+    """A device by name; `auto` is the first GPU, or the CPU where there is none.
+
+    Raises:
+        RecipeError: there is no such device, or not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise RecipeError(f"device {name!r}: expected auto, cpu, cuda, ...") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise RecipeError(f"device {name!r}: no CUDA device here; use cpu")
+    return found
+
+
 def parse_device_map(given: DeviceMap) -> str | dict[str, torch.device]:
     """The name of a map, or its devices.
 

@@ -5,18 +5,21 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, is_dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
-from moegraft.errors import RunError, TrainingError
+from moegraft.checkpoint.staging import sole_writer
+from moegraft.errors import MoegraftError, OutputError, RunError, TrainingError
 
 METRICS = "metrics.jsonl"
 """In a training's folder: a row per logged step, none twice, also after an interruption."""
@@ -146,11 +149,17 @@ class Record(TrainerCallback):
             raise TrainingError(not_finite(state.global_step + 1, "the gradient", args))
 
     def on_step_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        """Validate when it is time; log at every checkpoint, so that no window spans one."""
+        """Validate when it is time; log at every checkpoint, so that no window spans one.
+
+        Raises:
+            TrainingError: a weight that would be saved is no number.
+        """
         step, last = state.global_step, state.global_step >= state.max_steps
         if control.should_save or last:
+            if not all(map(_is_finite, (p for p in model.parameters() if p.requires_grad))):
+                raise TrainingError(not_finite(step, "a weight", args))
             control.should_log = True
         if self._validate is not None and (
             last or (self._eval_every and step % self._eval_every == 0)
@@ -219,23 +228,50 @@ def run(trainer: ExactTrainer, record: Record, about: Mapping[str, Any]) -> list
         The rows of the metrics, of every process.
 
     Raises:
-        RunError: the folder holds another training.
-        TrainingError: a loss or gradient is not finite; the last checkpoint stays.
+        RunError: the folder holds another training, or another process works in it.
+        TrainingError: a loss, gradient or weight is not finite; the last checkpoint stays.
+        OutputError: metrics or a checkpoint cannot be written; the last checkpoint stays.
     """
     work = Path(str(trainer.args.output_dir))
     started = int(os.environ.get("WORLD_SIZE", "1"))
     assert trainer.args.world_size == started, "the processes of this training are not connected"
-    with trainer.args.main_process_first(local=False):
-        if trainer.args.process_index == 0:
-            _claim(work, about)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(record)
-    start = last_checkpoint(work)
-    if start is not None:
-        _log.info("training resumes from %s", start)
-    trainer.train(resume_from_checkpoint=None if start is None else str(start))
-    trainer.accelerator.wait_for_everyone()
+    with _written(work), ExitStack() as held:
+        with trainer.args.main_process_first(local=False):
+            if trainer.args.process_index == 0:
+                work.mkdir(parents=True, exist_ok=True)
+                held.enter_context(sole_writer(work))
+                _claim(work, about)
+        start = last_checkpoint(work)
+        if start is not None:
+            _log.info("training resumes from %s", start)
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        trainer.accelerator.wait_for_everyone()
     return read_metrics(work)
+
+
+@contextmanager
+def _written(work: Path) -> Iterator[None]:
+    """Raise OutputError where `work` cannot be written: a full disk, no permission."""
+    try:
+        yield
+    except (BrokenPipeError, MoegraftError):
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise OutputError(
+            f"{work}: cannot be written ({reason}); the last complete checkpoint stays, and the "
+            "same command goes on from there"
+        ) from error
+
+
+@torch.no_grad()
+def _is_finite(parameter: Any) -> bool:
+    own = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # a DTensor
+    return bool(torch.isfinite(own).all())
 
 
 def last_checkpoint(work: Path) -> Path | None:
@@ -265,8 +301,7 @@ def _complete(work: Path) -> list[Path]:
 
 
 def _claim(work: Path, about: Mapping[str, Any]) -> None:
-    """Make the folder, or check whose it is; remove checkpoints that were cut off."""
-    work.mkdir(parents=True, exist_ok=True)
+    """Check whose the folder is; remove checkpoints that were cut off."""
     file = work / _ABOUT
     content = json.dumps(about, indent=2, sort_keys=True, default=_plain)
     if file.exists():

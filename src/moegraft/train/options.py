@@ -1,5 +1,6 @@
 """What every trainer is told: steps, batch, learning rate and its schedule, when to save."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +52,14 @@ class TrainOptions:
     """Steps between validations; 0 = only before the first and after the last step."""
 
     def __post_init__(self) -> None:
-        positive = ("num_steps", "batch", "learning_rate", "log_every")
+        positive = ("num_steps", "batch", "learning_rate", "epsilon", "log_every")
         for name in positive:
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise RecipeError(f"{name}: expected more than 0, got {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay", "clip", "save_every", "eval_every"):
-            if getattr(self, name) < 0:
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise RecipeError(f"micro_batch: expected at least 1, got {self.micro_batch}")
+        for name in ("seed", "warmup_steps", "weight_decay", "clip", "save_every", "eval_every"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise RecipeError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if self.scheduler not in SCHEDULES:
             raise RecipeError(f"scheduler: expected {', '.join(SCHEDULES)}, got {self.scheduler!r}")
@@ -125,7 +128,7 @@ class TrainOptions:
             raise RecipeError(
                 f"batch: {self.batch} records cannot be divided among {num_processes} processes"
             )
-        micro_batch = self.micro_batch or own
+        micro_batch = own if self.micro_batch is None else self.micro_batch
         if own % micro_batch:
             raise RecipeError(
                 f"micro_batch: {micro_batch} does not divide the {own} records of each process"

@@ -1,0 +1,65 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from moegraft.bar.adapt import adapt
+from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
+from moegraft.bar.manifest import read_manifest, write_manifest
+from moegraft.bar.stages import AdaptRecipe, StageRecipe
+from moegraft.errors import OutputError, RecipeError, RunError
+from tiny_families import build_tiny
+from tiny_sweep import CHAT, byte_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """An anchor, its branch and chats (read only)."""
+    folder = tmp_path_factory.mktemp("run")
+    build_tiny("olmo2", vocab_size=258).save_pretrained(folder / "anchor")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder / "anchor")
+    write_branch(plan_branch(BranchRecipe(str(folder / "anchor"), "math")), folder / "branch")
+    lines = [json.dumps({"prompt": f"{n}?", "completion": str(n)}) for n in range(20)]
+    (folder / "chat.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def _recipe(root, branch, steps=1, device="cpu"):
+    stage = StageRecipe("sft", (str(root / "chat.jsonl"),), steps=steps, batch=2, length=32)
+    return AdaptRecipe(str(branch), (stage,), device=device)
+
+
+def test_a_run_is_of_the_branch_that_stands_there_now(root, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(root / "branch", start)
+    adapt(_recipe(root, start), tmp_path / "run")
+    write_manifest(start, replace(read_manifest(start), domain="code"))
+    with pytest.raises(RunError, match="was trained from another branch than the one at"):
+        adapt(_recipe(root, start), tmp_path / "run")
+
+
+def test_a_run_that_cannot_be_written_is_refused_before_the_training(root):
+    seen = []
+    inside = root / "branch" / "run"
+    with pytest.raises(OutputError, match="lies inside the input"):
+        adapt(_recipe(root, root / "branch"), inside, on_step=lambda *now: seen.append(now))
+    with pytest.raises(RecipeError, match="device 'gpu': expected auto, cpu, cuda"):
+        adapt(_recipe(root, root / "branch", device="gpu"), inside)
+    assert not seen and not inside.exists()
+
+
+def test_two_runs_in_one_folder_at_once_are_refused(root, tmp_path):
+    recipe, seen = _recipe(root, root / "branch", steps=2), []
+
+    def twice(*now):
+        seen.append(now)
+        with pytest.raises(RunError, match="another process is working in it; wait for it"):
+            adapt(recipe, tmp_path / "run")
+
+    assert adapt(recipe, tmp_path / "run", on_step=twice).stages[-1]["devices"] == 1
+    assert seen == [("sft", 1, 2), ("sft", 2, 2)]
