@@ -125,7 +125,7 @@ def test_what_is_assumed_is_listed(built):
     with pytest.raises(BranchError, match="no stage is recorded for any of its branches"):
         count_costs(built([], []))
     with pytest.raises(RecipeError, match="router_share: expected above 0 and up to 1, got -1"):
-        count_costs(built([], []), router_share=-1)
+        count_costs(built([], []), router_share=-1.0)
     with pytest.raises(BranchError, match=r"merge\.json: stages\.0\.seconds: got 'long'"):
         count_costs(built([], [], router={**ROUTER, "seconds": "long"}))
     with pytest.raises(

@@ -1,8 +1,10 @@
 import json
 
+import pytest
 import torch
 
 from moegraft.bar.route_data import read_route_data
+from moegraft.errors import TrainDataError
 from moegraft.train.text import IGNORED
 from tiny_sweep import CHAT, byte_tokenizer
 
@@ -72,10 +74,22 @@ def test_a_share_that_would_choose_nothing_chooses_one(tmp_path):
     assert data.num_records["a"] == (1, 1, 3)
 
 
+def test_a_source_that_would_all_be_held_out_leaves_one_to_train_on(tmp_path):
+    records = [{"text": f"text {i}"} for i in range(3)]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    data = read({"a": str(file)}, held_out=1 - 1e-9)
+    assert data.num_records["a"] == (1, 2, 3)
+    file.write_text(json.dumps(records[0]) + "\n" + json.dumps(records[0]) + "\n")
+    with pytest.raises(TrainDataError, match="holds 2 records, expected two different ones"):
+        read({"a": str(file)}, held_out=1 - 1e-9)
+
+
 def test_texts_of_less_than_a_block_stand_beside_a_domain_of_many(tmp_path, chats):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "and two"}\n{"text": "three"}\n')
-    data = read({"short": str(tmp_path / "a.jsonl"), **chats}, share=1.0, held_out=0.3)
+    data = read({"short": str(tmp_path / "a.jsonl"), **chats}, share=1.0, held_out=0.2)
     assert {blocks.length for blocks in data.train.values()} == {64}
     text = byte_tokenizer().decode(data.train["short"].ids[0].tolist())
     assert len(data.train["short"]) == 1
-    assert [word in text for word in ("one", "and two", "three")].count(True) == 2
+    sampled, _, _ = data.num_records["short"]
+    assert [word in text for word in ("one", "and two", "three")].count(True) == sampled > 0

@@ -95,6 +95,7 @@ def _split(
     """What is trained on, what is held out, and how many there are; at least one of each."""
     sample: list[Any] = []
     held: list[Any] = []
+    last = (0.0, None)  # of those held out, the one that is so by least
     nearest: dict[str, tuple[float, Any]] = {}
     total = 0
     for record in records:
@@ -103,6 +104,7 @@ def _split(
         outside, inside = _place(text), _place(f"{seed}\n{text}")
         if outside < held_out:
             held.append(record)
+            last = max(last, (outside, record), key=lambda own: own[0])
             continue
         if inside < share:
             sample.append(record)
@@ -112,6 +114,9 @@ def _split(
     if not held and total > 1:
         held = [nearest["held"][1]]
         sample = [record for record in sample if record != held[0]]
+    if not sample and not nearest:
+        sample = [last[1]] * bool(held)
+        held = [record for record in held if record != last[1]]
     if not sample and "sample" in nearest and nearest["sample"][1] not in held:
         sample = [nearest["sample"][1]]
     return sample, held, total

@@ -259,7 +259,7 @@ def _written(work: Path) -> Iterator[None]:
     except (BrokenPipeError, MoegraftError):
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise OutputError(
