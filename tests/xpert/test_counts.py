@@ -64,6 +64,14 @@ def test_domains_are_chosen_and_ordered(write):
         ([record()], {}, "how many experts serve a token; say it with --top-k"),
         ([record()], {"top_k": 2}, "counts do not fit 2 experts per token"),
         ([record(), record(layer=1, counts={"0": 7})], {"top_k": 1}, "the same number of tokens"),
+        ([record(counts={})], {"top_k": 1}, ":1: no expert has a count"),
+        ([record(counts={"99999999": 1})], {}, ":1: expert '99999999': 1; expected a number"),
+        ([record(counts={"0": 10**30})], {}, ":1: expert '0': 10+; expected a number"),
+        ([record(counts={"01": 1})], {}, ":1: expert '01': 1; expected a number"),
+        ([record(layer=[1])], {}, ":1: expected a record with 'domain' and 'counts'"),
+        ([record(top_k=0)], {}, "0 experts per token; expected at least 1"),
+        ([record(top_k=1), record(domain="b", top_k=2)], {}, r"differ in top_k: \[1, 2\]"),
+        ([record(top_k=1)], {"domains": ["a", "a"]}, "--domain: a, a: one of them is named twice"),
     ],
 )
 def test_a_wrong_file_is_one_clear_line(write, records, options, message):
@@ -78,3 +86,43 @@ def test_a_missing_file_is_one_clear_line(tmp_path):
     (tmp_path / "p.json").write_text('{"domains": ["a"]}')
     with pytest.raises(EvalDataError, match=r"expected profile\.json of"):
         read_counts(tmp_path / "p.json")
+
+
+PROFILE = {
+    "checkpoint": "m",
+    "domains": ["a"],
+    "layers": [0],
+    "top_k": 1,
+    "num_tokens": [10],
+    "counts": [[[6, 4]]],
+    "routing_mass": [[[0.6, 0.4]]],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"domains": ["a", "b"]}, r"of 2 different domains, 1 layers .* got the shape"),
+        ({"layers": [0, 1]}, r"of 1 different domains, 2 layers"),
+        ({"counts": [[6, 4]]}, r"counts of the shape \(1, 2\)"),
+        ({"counts": [[[6, -4]]]}, "counts do not fit 1 experts per token"),
+        ({"counts": [[[-6, 16]]]}, "counts do not fit 1 experts per token"),
+        ({"num_tokens": [0]}, "counts do not fit"),
+        ({"routing_mass": [[[0.6]]]}, r"mass of \(1, 1, 1\)"),
+        ({"routing_mass": [[[0.6, float("nan")]]]}, "routing mass that is no finite number"),
+    ],
+)
+def test_a_profile_that_contradicts_itself_is_one_clear_line(tmp_path, changes, message):
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(PROFILE))
+    assert read_counts(path).counts.tolist() == [[[6, 4]]]
+    path.write_text(json.dumps(PROFILE | changes))
+    with pytest.raises(EvalDataError, match=message) as raised:
+        read_counts(path)
+    assert "\n" not in str(raised.value) and "profile.json" in str(raised.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_record(write):
+    path = write(record(top_k=1))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_counts(path).num_tokens.tolist() == [8]

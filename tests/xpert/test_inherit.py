@@ -16,6 +16,10 @@ from moegraft.xpert.target import make_target
 from small_knowledge import take, target_config
 from tiny_families import build_tiny
 
+SAME = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"),
+    *("num_key_value_heads", "rope_parameters", "rms_norm_eps", "tie_word_embeddings"),
+)
 TRUNK = Adaptation(inherit=INHERITABLE)
 
 
@@ -143,6 +147,8 @@ MISFITS = [
     ("olmoe", {"num_attention_heads": 2, "num_key_value_heads": 2}, "heads of 16 dimensions"),
     ("olmoe", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, "rotary embed"),
     ("qwen3", {"head_dim": 8}, r"q_norm.weight has shape \[8\], and \[32\] in"),
+    ("olmoe", {"rms_norm_eps": 0.1}, "cannot inherit norm: rms_norm_eps is 0.1, and 1e-05 in"),
+    ("olmoe", {"clip_qkv": 0.1}, "cannot inherit attention: clip_qkv is 0.1, and None in"),
 ]
 
 
@@ -152,6 +158,47 @@ def test_a_trunk_that_would_mean_something_else_is_one_line(family, sizes, messa
         started(known, donor, family=family, **sizes)
     assert "\n" not in str(raised.value)
     assert "--inherit" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"sliding_window": 4}, "sliding_window is 4, and None in"),
+        ({"sliding_window": 512}, None),  # as long as the context is
+        (("hidden_size", "num_attention_heads", "num_key_value_heads"), "would count twice in the"),
+    ],
+)
+def test_tied_and_windowed_trunks_are_inherited_where_they_mean_the_same(
+    sizes, message, tmp_path, capsys
+):
+    moe = build_tiny("mixtral", tie_word_embeddings=True)
+    moe.save_pretrained(tmp_path / "moe")
+    capsys.readouterr()
+    donor = open_checkpoint(str(tmp_path / "moe"))
+    known = take(tmp_path / "moe", tmp_path / "k", experts=(1, 0))
+    own = moe.config.to_dict()
+    doubled = {name: 2 * own[name] for name in sizes if not isinstance(sizes, dict)}
+    head_dim = own["hidden_size"] // own["num_attention_heads"]
+    sizes = {name: own[name] for name in SAME} | {"head_dim": head_dim} | (doubled or sizes)
+    if message is None:
+        assert started(known, donor, family="mistral", **sizes)
+        return
+    with pytest.raises(IncompatibleError, match=message) as raised:
+        started(known, donor, family="mistral", **sizes)
+    assert "--inherit" in str(raised.value)
+
+
+def test_multipliers_of_another_family_are_refused(tmp_path, capsys):
+    moe = build_tiny("granitemoe", embedding_multiplier=3.0, attention_multiplier=0.1)
+    moe.save_pretrained(tmp_path / "moe")
+    capsys.readouterr()
+    donor = open_checkpoint(str(tmp_path / "moe"))
+    known = take(tmp_path / "moe", tmp_path / "k", experts=(1, 0))
+    own = moe.config.to_dict()
+    sizes = {name: own[name] for name in SAME}
+    for part, field in (("embedding", "embedding_multiplier is 1.0, and 3.0"), ("attention", "at")):
+        with pytest.raises(IncompatibleError, match=f"cannot inherit {part}: {field}"):
+            started(known, donor, Adaptation(inherit=(part,)), family="llama", **sizes)
 
 
 def test_what_else_cannot_be_inherited_is_one_line(known, donor, olmoe_pair, tmp_path):

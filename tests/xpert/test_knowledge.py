@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -141,7 +143,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(olmoe_pair, tmp_pat
         (IncompatibleError, "was made for", selection_for(donor, fingerprint="0" * 64)),
         (IncompatibleError, "has layers 0, 1 of 9 experts", {**chosen, "num_experts": 9}),
         (IncompatibleError, "has layers first", {**chosen, "layers": [_named(chosen)]}),
-        (RecipeError, "has 8 experts per layer", {**chosen, "num_best": 9}),
+        (RecipeError, "damaged: layer 0", {**chosen, "num_best": 9}),
         (RecipeError, "has no expert 8", selection_for(donor, ("shared:0",))),
         (RecipeError, "no selection of", {"a": 1}),
     ]
@@ -173,3 +175,60 @@ def test_weights_that_are_not_numbers_are_refused(olmoe_pair, tmp_path):
     with pytest.raises(CheckpointError, match="layer 1, expert 3: up has NaN or infinite weights"):
         decompose_experts(donor, selection_for(donor), Decomposition(), tmp_path / "k")
     assert not (tmp_path / "k").exists()
+
+
+DAMAGES = [
+    lambda about: about.clear(),
+    lambda about: about["donor"].pop("activation"),
+    lambda about: about.update(layers=[]),
+    lambda about: about["layers"].append(about["layers"][0]),
+    lambda about: about["decomposition"].update(num_groups=2),
+    lambda about: about["decomposition"].update(method="best"),
+    lambda about: about["layers"][0]["groups"][0]["matrices"].pop("up"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_description_is_one_line(olmoe_pair, tmp_path, damage):
+    donor = open_checkpoint(str(olmoe_pair[0]))
+    decompose_experts(donor, selection_for(donor), Decomposition("mean"), tmp_path / "k")
+    about = json.loads((tmp_path / "k" / "knowledge.json").read_text())
+    damage(about)
+    (tmp_path / "k" / "knowledge.json").write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match=r"knowledge\.json: damaged, or of another version"):
+        open_knowledge(tmp_path / "k")
+
+
+@pytest.mark.parametrize("part", ["core", "rows"])
+def test_factors_of_other_shapes_are_one_line(olmoe_pair, tmp_path, part):
+    donor = open_checkpoint(str(olmoe_pair[0]))
+    decompose_experts(donor, selection_for(donor), Decomposition(), tmp_path / "k")
+    file = tmp_path / "k" / "layer-000.safetensors"
+    tensors = load_file(file)
+    tensors[f"0.up.{part}"] = tensors[f"0.up.{part}"][:-1].contiguous()
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=r"layer-000\.safetensors: damaged: its matrices"):
+        open_knowledge(tmp_path / "k").layer(0)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(olmoe_pair, tmp_path):
+    donor = open_checkpoint(str(olmoe_pair[0]))
+    script = (
+        "import resource, signal, sys\n"
+        "from moegraft.checkpoint import open_checkpoint\n"
+        "from moegraft.errors import OutputError\n"
+        "from moegraft.xpert.decompose import Decomposition\n"
+        "from moegraft.xpert.knowledge import decompose_experts\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "import json\n"
+        "donor, chosen = open_checkpoint(sys.argv[1]), json.loads(sys.argv[2])\n"
+        "try:\n    decompose_experts(donor, chosen, Decomposition(), sys.argv[3])\n"
+        "except OutputError as error:\n    print(error)\n"
+    )
+    given = (str(olmoe_pair[0]), json.dumps(selection_for(donor)), str(tmp_path / "k"))
+    done = subprocess.run([sys.executable, "-c", script, *given], capture_output=True, check=False)
+    told = done.stdout.decode()
+    assert done.returncode == 0 and told.count("\n") == 1, done.stderr.decode()
+    assert "layer-000.safetensors: not written" in told and "File too large" in told
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from moegraft.errors import EvalDataError, IncompatibleError, RunError
+from moegraft.errors import CheckpointError, EvalDataError, IncompatibleError, RunError
 from moegraft.evals.texts import Text
 from moegraft.runtime import Host
 from moegraft.runtime.probe import profile_texts
@@ -117,6 +117,27 @@ def test_leading_dense_layers_are_skipped_and_shared_experts_noted(tmp_path, cap
     assert mixed.checkpoint.num_layers == 2
     assert (table.layers, table.num_shared) == ((1,), 2)
     assert (table.counts.sum(-1) == table.top_k * 16).all()
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_counted(make_olmoe, tmp_path):
+    folder = make_olmoe(tmp_path / "m")
+    bad = Host.load(str(folder), {}, device="cpu")
+    bad.model.model.layers[1].mlp.gate.weight.data[0, 0] = float("nan")
+    with pytest.raises(CheckpointError, match="routing weights of a text are no finite numbers"):
+        count_windows(bad, {"a": texts_of("a", [4])}, tmp_path / "o")
+    assert len((tmp_path / "o" / FILE).read_text().splitlines()) == 1  # the header
+
+
+def test_a_window_that_was_counted_twice_is_not_read(host, domains, tmp_path):
+    count_windows(host, domains, tmp_path, window=20)
+    lines = (tmp_path / FILE).read_text().splitlines(keepends=True)
+    (tmp_path / FILE).write_text("".join([*lines, lines[1]]))
+    with pytest.raises(EvalDataError, match="a window was counted twice; remove the file"):
+        read_counts(tmp_path / FILE)
+    header = {key: value for key, value in json.loads(lines[0]).items() if key != "checkpoint"}
+    (tmp_path / FILE).write_text("".join([json.dumps(header) + "\n", *lines[1:]]))
+    with pytest.raises(EvalDataError, match="damaged"):
+        read_counts(tmp_path / FILE)
 
 
 def test_a_dense_model_has_nothing_to_count(tmp_path, capsys):

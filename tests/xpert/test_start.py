@@ -191,7 +191,15 @@ MISFITS = [
         "FFNs of gpt_oss cannot start",
         {"model_type": "gpt_oss", **TINY["gpt_oss"]},
     ),
-    (FamilyError, "gpt2", {"model_type": "gpt2"}),
+    (FamilyError, "^config.json: model_type 'gpt2'", {"model_type": "gpt2"}),
+    (IncompatibleError, "the model has no layers; expected sizes", {"num_hidden_layers": 0}),
+    (IncompatibleError, "gate_proj.weight is empty; expected sizes", {"intermediate_size": 0}),
+    (IncompatibleError, "cannot build this model", {"hidden_size": 0}),
+    (
+        IncompatibleError,
+        "3 experts per token of 2; expected at most as many",
+        {"model_type": "olmoe", "num_experts": 2, "num_experts_per_tok": 3},
+    ),
 ]
 
 

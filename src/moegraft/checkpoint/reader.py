@@ -176,7 +176,7 @@ def open_checkpoint(
     """
     path, revision = _locate(str(source))
     config = read_json(path / CONFIG)
-    family = find_family(config, family_map)
+    family = find_family(config, family_map, where=str(path / "config.json"))
     tensors = read_tensors(path)
     names = tuple(name for name in tensors if not _known(family, name)) if unknown == "host" else ()
     checkpoint = Checkpoint(str(source), path, config, family, tensors, revision, names)

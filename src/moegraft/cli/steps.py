@@ -17,12 +17,10 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 def write_content(path: Path, content: Any) -> None:
-    """Data as a JSON file, one clear line if it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: not written: {error.strerror}") from None
+    """Data as a JSON file, whole or not at all; one clear line if it cannot be written."""
+    from moegraft.evals.store import write_atomically
+
+    write_atomically(path, (json.dumps(content, ensure_ascii=False) + "\n").encode())
 
 
 def draw_figures(draw: Callable[[], Any], folder: Path) -> None:

@@ -9,7 +9,6 @@ from rich.console import Console
 from moegraft.cli.evaluation import write_json
 from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.steps import say, show_steps
-from moegraft.cli.xpert_identify import SELECTION
 from moegraft.errors import MissingExtraError, RecipeError
 
 
@@ -49,11 +48,12 @@ def decompose(
     from moegraft.xpert.decompose import Decomposition
     from moegraft.xpert.knowledge import decompose_experts
     from moegraft.xpert.ranks import parse_ranks
+    from moegraft.xpert.selection import read_selection
 
     how = Decomposition(
         method, parse_ranks(ranks), sweeps, align=align, safe=safe, num_groups=groups
     )
-    chosen = _read_selection(selection)
+    chosen = read_selection(selection)
     where, saved = _torch_names(device, dtype)
     opened = open_checkpoint(donor)
     with show_steps("layers decomposed") as on_step:
@@ -75,28 +75,13 @@ def require_torch(command: str) -> None:
         raise MissingExtraError(f"xpert {command} needs torch: pip install 'moegraft[xpert]'")
 
 
-def _read_selection(path: Path) -> dict[str, Any]:
-    import json
-
-    file = path / SELECTION if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{file}: no readable selection; make one with `moegraft xpert identify`")
-    return content
-
-
 def _torch_names(device: str, dtype: str) -> tuple[str, Any]:
     """The device, and the dtype of what is saved."""
     import torch
 
+    from moegraft.runtime.placement import find_device
+
     saved = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in saved:
         raise RecipeError(f"--dtype {dtype}: expected one of {', '.join(saved)}")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu", saved[dtype]
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise RecipeError(f"--device {device}: no CUDA device here; use cpu")
-    return device, saved[dtype]
+    return str(find_device(device)), saved[dtype]

@@ -12,8 +12,6 @@ from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.steps import draw_figures, say, show_steps, write_content
 from moegraft.errors import CheckpointError, RecipeError
 
-SELECTION = "selection.json"
-
 
 def identify(
     checkpoint: Annotated[
@@ -73,11 +71,16 @@ def identify(
     from moegraft.cli.xpert_tables import show_identification, show_shift
     from moegraft.xpert.identify import identify_experts
     from moegraft.xpert.scores import check_score
+    from moegraft.xpert.selection import SELECTION
 
     by = check_score(score)
-    for name, number in (("max-tokens", max_tokens), ("window", window), ("limit", limit)):
-        if number < 2:
-            raise RecipeError(f"--{name}: expected a number of at least 2, got {number}")
+    for name, number, least in (
+        *(("max-tokens", max_tokens, 2), ("window", window, 2), ("limit", limit, 2)),
+        *(("batch-tokens", batch_tokens, 1), ("resamples", resamples, 0), ("seed", seed, 0)),
+        *(("top-k", top_k, 1), ("shared", shared, 0)),
+    ):
+        if number is not None and number < least:
+            raise RecipeError(f"--{name}: expected a number of at least {least}, got {number}")
     if (counts is None) == (checkpoint is None):
         raise RecipeError("xpert identify: expected either CHECKPOINT with --data, or --counts")
     shift: Any = None
@@ -128,7 +131,7 @@ def identify(
 
 def _refuse(given: dict[str, Any], goes_with: str) -> None:
     for name, value in given.items():
-        if value:
+        if value is not None:
             flag = name.replace("_", "-")
             raise RecipeError(f"--{flag} has no effect here, it goes with {goes_with}; drop it")
 
@@ -150,8 +153,6 @@ def _read(
 
     table = read_counts(counts, model=model, domains=domain or (), top_k=top_k)
     if shared is not None:
-        if shared < 0:
-            raise RecipeError(f"--shared: expected a number of at least 0, got {shared}")
         table = replace(table, num_shared=shared)
     if against is None:
         return table, None
@@ -176,28 +177,33 @@ def _measure(
 
     from moegraft.checkpoint import open_checkpoint
     from moegraft.evals.execution import dtype_on
+    from moegraft.evals.lock import writer_lock
     from moegraft.evals.texts import read_domains
     from moegraft.runtime import Host
+    from moegraft.runtime.tokens import load_tokenizer
     from moegraft.xpert.experts import check_top, moe_layers
     from moegraft.xpert.measure import count_windows
 
     opened = open_checkpoint(checkpoint)
     moe_layers(opened)
     check_top(opened, top)
+    tokenizer = load_tokenizer(opened)
+    if tokenizer is None:
+        raise CheckpointError(f"{checkpoint}: no tokenizer, and texts cannot be read without one")
+    domains = read_domains(data, tokenizer, **reading)
     dtype = dtype_on(device, dtype, device_map)
     host = Host.load(checkpoint, {}, device=device, device_map=device_map, dtype=dtype)
-    if host.tokenizer is None:
-        raise CheckpointError(f"{checkpoint}: no tokenizer, and texts cannot be read without one")
-    domains = read_domains(data, host.tokenizer, **reading)
     with tempfile.TemporaryDirectory() as folder, show_steps("tokens read") as on_step:
-        return count_windows(
-            host,
-            domains,
-            out or Path(folder),
-            window=reading["window"],
-            batch_tokens=batch_tokens,
-            on_step=on_step,
-        )
+        place = out or Path(folder)
+        with writer_lock(place, (1, 1)):
+            return count_windows(
+                host,
+                domains,
+                place,
+                window=reading["window"],
+                batch_tokens=batch_tokens,
+                on_step=on_step,
+            )
 
 
 def _draw(found: dict[str, Any], folder: Path) -> None:

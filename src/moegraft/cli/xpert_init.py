@@ -76,13 +76,15 @@ def init(
     how = Adaptation(resizing, parse_inherit(inherit), seed, dtype)
     opened = open_checkpoint(donor) if donor is not None else None
     start = Start(read_target(target), how, open_knowledge(knowledge), opened)
+    if fit_tokens < 2:
+        raise RecipeError(f"--fit-tokens: expected a number of at least 2, got {fit_tokens}")
     if fit:
         if opened is None or not {"embedding", "attention"} <= set(how.inherit):
             raise RecipeError(
                 "--fit: expected --donor and --inherit trunk: without the donor's embeddings and "
                 "attention its FFNs are no model for the target's"
             )
-        _fit(start, str(donor), fit, fit_tokens, device)
+        _fit(start, opened, fit, fit_tokens, device)
     with show_steps("tensors written") as on_step:
         about = initialise_target(start, out, donor=opened, tokenizer=tokenizer, on_step=on_step)
     if as_json:
@@ -95,14 +97,16 @@ def init(
     say(f"{out} written")
 
 
-def _fit(start: Any, donor: str, sources: list[str], num_tokens: int, device: str) -> None:
+def _fit(start: Any, donor: Any, sources: list[str], num_tokens: int, device: str) -> None:
     from moegraft.evals.texts import read_domains
     from moegraft.runtime import Host
+    from moegraft.runtime.tokens import load_tokenizer
 
-    host = Host.load(donor, {}, device=device)
-    if host.tokenizer is None:
-        raise CheckpointError(f"{donor}: no tokenizer, and texts cannot be read without one")
-    domains = read_domains(sources, host.tokenizer, max_tokens=num_tokens)
+    tokenizer = load_tokenizer(donor)
+    if tokenizer is None:
+        raise CheckpointError(f"{donor.source}: no tokenizer, and texts cannot be read without one")
+    domains = read_domains(sources, tokenizer, max_tokens=num_tokens)
+    host = Host.load(donor.source, {}, device=device)
     with show_steps("tokens read") as on_step:
         start.fit(host, [text for own in domains.values() for text in own], on_step=on_step)
 

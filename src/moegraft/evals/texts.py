@@ -214,9 +214,17 @@ def text_files(source: str) -> list[Path]:
 
 
 def _split_source(source: str) -> tuple[str | None, str]:
-    """`NAME=SPEC` in two; a name has no slash, so that a path with `=` stays whole."""
+    """`NAME=SPEC` in two; a name has no slash, so that a path with `=` stays whole.
+
+    Raises EvalDataError when nothing stands there.
+    """
     name, equals, spec = source.partition("=")
-    return (name, spec) if equals and name and "/" not in name else (None, source)
+    name, spec = (name, spec) if equals and name and "/" not in name else (None, source)
+    if not spec.removeprefix(HUB).strip():
+        raise EvalDataError(
+            f"{source!r}: names no texts; expected a path, a task or hub:OWNER/NAME"
+        )
+    return name, spec
 
 
 def _refuse_missing_path(spec: str) -> None:
@@ -242,7 +250,7 @@ def _within(texts: list[Text], max_tokens: int) -> list[Text]:
 
 def _read(path: Path, max_chars: int, fields: Sequence[str]) -> Iterator[tuple[int, str]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             if path.suffix not in _JSON_LINES:
                 yield 0, file.read(max_chars)
                 return

@@ -119,12 +119,18 @@ def load_family_map(path: Path | str) -> Family:
     return load_recipe(path, FamilyMap).family()
 
 
-def find_family(config: Mapping[str, Any], family_map: Path | str | None = None) -> Family:
+def find_family(
+    config: Mapping[str, Any],
+    family_map: Path | str | None = None,
+    *,
+    where: str = "config.json",
+) -> Family:
     """The family of the checkpoint with this config.json, bound to its number of layers.
 
     Args:
         config: content of config.json.
         family_map: a `family.yaml` that is used instead of the catalogue.
+        where: opens the message.
 
     Raises:
         FamilyError: `model_type` and `architectures` are not in the catalogue.
@@ -139,7 +145,7 @@ def find_family(config: Mapping[str, Any], family_map: Path | str | None = None)
     classes = classes if isinstance(classes, list) else []
     by_class = [f for f in FAMILIES.values() if set(f.architectures) & {str(c) for c in classes}]
     if not named and (model_type is not None or not by_class):
-        raise FamilyError(_unknown(model_type, classes))
+        raise FamilyError(f"{where}: {_unknown(model_type, classes)}")
     return (named or by_class)[0].for_config(config)
 
 
@@ -149,7 +155,7 @@ def _unknown(model_type: object, classes: list[Any]) -> str:
     closest = f" (closest: {near[0]})" if near else ""
     of_class = f", architectures {', '.join(map(str, classes))}" if classes else ""
     return (
-        f"config.json: model_type {model_type!r}{of_class} is not in the catalogue; expected one "
+        f"model_type {model_type!r}{of_class} is not in the catalogue; expected one "
         f"of {', '.join(FAMILIES)}{closest}. Describe it with --map family.yaml "
         "(docs/adding-a-family.md)"
     )

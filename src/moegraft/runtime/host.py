@@ -18,7 +18,13 @@ from moegraft.runtime.fit import Sources, choose, prepare, settle
 from moegraft.runtime.identity import component_hashes, config_differences
 from moegraft.runtime.load import fill, from_pretrained, resident, shared
 from moegraft.runtime.memory import MemoryEstimate, Mode
-from moegraft.runtime.placement import DeviceMap, Placement, parse_device_map
+from moegraft.runtime.placement import (
+    DeviceMap,
+    Placement,
+    check_present,
+    find_device,
+    parse_device_map,
+)
 from moegraft.runtime.swap import Patch, slots, swapped
 from moegraft.runtime.tokens import (
     eos_ids,
@@ -109,7 +115,7 @@ class Host:
         implementation = experts_implementation or ("grouped_mm" if _on_gpu(where) else "eager")
         sources = prepare(host, donors, dtype=dtype, experts=implementation)
         sources = settle(sources, where, memory_budget_bytes)
-        _check_present(sources.placement.devices)
+        check_present(sources.placement.devices)
         estimate = choose(sources, memory_budget_bytes)
         _log.info("%s", estimate)
         checkpoint, opened = sources.host, dict(sources.donors)
@@ -307,17 +313,10 @@ def _where(
     device: str, device_map: DeviceMap | None
 ) -> torch.device | dict[str, torch.device] | str:
     if device_map is None:
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(found if device == "auto" else device)
+        return find_device(device)
     if device != "auto":
         raise RecipeError(f"device {device!r} and a device map: give one of them")
     return parse_device_map(device_map)
-
-
-def _check_present(devices: Sequence[torch.device]) -> None:
-    for device in devices:
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise RecipeError(f"no {device} here: {torch.cuda.device_count()} GPUs are visible")
 
 
 def _on_gpu(where: torch.device | dict[str, torch.device] | str) -> bool:

@@ -48,20 +48,33 @@ class Placement:
 
 
 def find_device(name: str) -> torch.device:
-    """A device by name; `auto` is the first GPU, or the CPU where there is none.
+    """The device of that name; `auto` is a GPU where there is one, else the CPU.
 
     Raises:
-        RecipeError: there is no such device, or not here.
+        RecipeError: no such device, or none that is here.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    expected = "expected auto, cpu, cuda or cuda:N"
     try:
-        found = torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
-        raise RecipeError(f"device {name!r}: expected auto, cpu, cuda, ...") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise RecipeError(f"device {name!r}: no CUDA device here; use cpu")
-    return found
+        raise RecipeError(f"device {name!r}: {expected}") from None
+    if device.type in ("cpu", "cuda"):
+        check_present([device])
+        return device
+    try:
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError):  # not built in, none there, or no values
+        raise RecipeError(f"device {name!r}: cannot be computed on here; {expected}") from None
+    return device
+
+
+def check_present(devices: Sequence[torch.device]) -> None:
+    """Raises RecipeError for a GPU that is not here."""
+    for device in devices:
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise RecipeError(f"no {device} here: {torch.cuda.device_count()} GPUs are visible")
 
 
 def parse_device_map(given: DeviceMap) -> str | dict[str, torch.device]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moegraft.checkpoint import Checkpoint
 from moegraft.checkpoint.plain import open_plain
 from moegraft.runtime.load import from_pretrained, resolved_dtype
+from moegraft.runtime.placement import find_device
 from moegraft.runtime.swap import Patch
 from moegraft.runtime.tokens import eos_ids, load_tokenizer
 
@@ -36,10 +37,8 @@ class PlainHost:
             CheckpointError: it cannot be opened, or transformers refuses it.
         """
         checkpoint = open_plain(source)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         resolved = resolved_dtype(dtype, checkpoint, {})
-        model = from_pretrained(checkpoint, resolved, "eager", torch.device(device))
+        model = from_pretrained(checkpoint, resolved, "eager", find_device(device))
         tokenizer = load_tokenizer(checkpoint)
         return cls(model, tokenizer, checkpoint, eos_ids(checkpoint, tokenizer))
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from moegraft.xpert.identify import name_expert
 from moegraft.xpert.resize import Resizing
+from moegraft.xpert.selection import name_expert
 
 
 @dataclass(frozen=True, slots=True)

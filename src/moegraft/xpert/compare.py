@@ -6,11 +6,13 @@ runs/NAME/knowledge/KIND/                     what arms start from
 runs/NAME/trainings/PROTOCOL/ARM/seed-S/      metrics.jsonl
 runs/NAME/results/PROTOCOL/ARM/seed-S.json    the curve, and losses of single blocks
 runs/NAME/summary.json report.md figures/ DONE
+runs/NAME/state/                              which process writes
 """
 
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from typing import Any
 from accelerate import PartialState
 
 from moegraft.config import dump_recipe, load_recipe
-from moegraft.errors import OutputError, RunError
+from moegraft.errors import MoegraftError, OutputError, RunError
+from moegraft.evals.lock import writer_lock
+from moegraft.evals.store import write_atomically
 from moegraft.train.lm import block_losses, train_lm
 from moegraft.train.loop import METRICS
 from moegraft.xpert.compare_recipe import CompareRecipe
@@ -59,21 +63,30 @@ def compare_starts(
         The content of summary.json.
 
     Raises:
-        RunError: `out` holds another comparison.
+        RunError: `out` holds another comparison, or another process writes it.
+        OutputError: `out` cannot be written; what is finished stays.
         RecipeError, IncompatibleError, CheckpointError, EvalDataError, TrainDataError: input that
             cannot be used, found before anything is trained.
         TrainingError: a training diverged.
     """
     out = Path(out)
     state = PartialState(cpu=recipe.device == "cpu")
-    with state.main_process_first():
-        _check(recipe, out)
-        ready = Prepared(recipe, out)
-        ready.check()
-        if state.is_main_process:
-            out.mkdir(parents=True, exist_ok=True)
-            _write_text(out / RECIPE, dump_recipe(recipe))
-        ready.extract()
+    with ExitStack() as stack:
+        stack.enter_context(_told(out))
+        with state.main_process_first():
+            _check(recipe, out)
+            ready = Prepared(recipe, out)
+            ready.check()
+            if state.is_main_process:
+                stack.enter_context(writer_lock(out, (1, 1)))
+                write_atomically(out / RECIPE, dump_recipe(recipe).encode())
+            ready.extract()
+        return _trained(recipe, ready, on_step)
+
+
+def _trained(recipe: CompareRecipe, ready: Prepared, on_step: OnStep) -> dict[str, Any]:
+    """Train what is not trained yet, and sum up."""
+    out, state = ready.out, PartialState()
     for number, (protocol, arm, seed) in enumerate(trainings(recipe), start=1):
         name = f"{protocol} {arm} {seed}"
         step = Step(number, recipe.num_trainings, 0, recipe.training.num_steps, name)
@@ -96,11 +109,27 @@ def trainings(recipe: CompareRecipe) -> Iterator[tuple[str, str, int]]:
                 yield protocol, arm, seed
 
 
+@contextmanager
+def _told(out: Path) -> Iterator[None]:
+    """A full disk, or a folder that cannot be written, in one line."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, MoegraftError):
+            raise
+        raise OutputError(
+            f"{out}: cannot be written ({error.strerror or error}); what is finished stays, and "
+            "the same command goes on"
+        ) from error
+
+
 def _check(recipe: CompareRecipe, out: Path) -> None:
     file = out / RECIPE
     if file.exists():
         if load_recipe(file, CompareRecipe) != recipe:
             raise RunError(f"{out}: holds another comparison; name another --out or remove it")
+    elif out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: exists and is no folder; name another one")
     elif out.exists() and any(out.iterdir()):
         raise OutputError(f"{out}: exists and is not empty; name another folder")
 
@@ -127,7 +156,7 @@ def _train(ready: Prepared, what: tuple[str, str, int], on_step: Callable[[int],
     if PartialState().is_main_process:
         if recipe.keep_models:
             ready.keep(model, out / MODELS / place / f"seed-{seed}")
-        rows = [json.loads(line) for line in (work / METRICS).read_text().splitlines()]
+        rows = [json.loads(line) for line in (work / METRICS).read_text("utf-8").splitlines()]
         curve = [
             {k: r[k] for k in ("step", "tokens", "validation")} for r in rows if "validation" in r
         ]
@@ -141,17 +170,10 @@ def _train(ready: Prepared, what: tuple[str, str, int], on_step: Callable[[int],
 
 def _results(recipe: CompareRecipe, out: Path) -> list[dict[str, Any]]:
     return [
-        json.loads((out / "results" / protocol / arm / f"seed-{seed}.json").read_text())
+        json.loads((out / "results" / protocol / arm / f"seed-{seed}.json").read_text("utf-8"))
         for protocol, arm, seed in trainings(recipe)
     ]
 
 
 def _write(path: Path, content: Any) -> None:
-    _write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

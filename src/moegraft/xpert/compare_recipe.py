@@ -126,6 +126,12 @@ class CompareRecipe:
             raise RecipeError(f"num_seeds: expected at least 2, got {self.num_seeds}")
         if not self.data:
             raise RecipeError("data: expected texts of at least one domain")
+        sizes = ("top", "max_tokens", "profile_tokens", "fit_tokens", "validation_blocks", "limit")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.training.block < 2:
+            raise RecipeError(f"block: expected at least 2 tokens, got {self.training.block}")
         if not 0 < self.held_out < 1:
             raise RecipeError(f"held_out: expected a share between 0 and 1, got {self.held_out}")
         if self.device not in ("auto", "cpu"):

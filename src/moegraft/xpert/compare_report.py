@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from moegraft.evals.store import write_atomically
 from moegraft.xpert.arms import ARMS, BASELINE, METHOD
 
 REPORT = "report.md"
@@ -60,7 +61,7 @@ def write_report(summary: Mapping[str, Any], folder: Path) -> None:
     names = dict.fromkeys(name for found in summary["protocols"].values() for name in found["arms"])
     parts.append("\n".join(f"- `{name}`: {ARMS[name].what}" for name in names))
     text = "\n\n".join(part for part in parts if part) + "\n"
-    (folder / REPORT).write_text(text, encoding="utf-8")
+    write_atomically(folder / REPORT, text.encode())
 
 
 def _table(found: Mapping[str, Any]) -> str:

@@ -13,8 +13,11 @@ from moegraft.errors import EvalDataError
 
 Layer = int | str
 """A layer's number, or a name such as `first` where a file has no numbers."""
+_LAYER = (int, str, type(None))
 _KIND = "expert_counts"
 _TOP1 = "expert_counts_top1"
+_MANY_EXPERTS, _MANY_TOKENS = 2**16, 2**50
+"""More than any model has, or was ever measured on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,27 +89,51 @@ def read_counts(
 
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise EvalDataError(f"{path}: cannot be read: {error}") from None
+    whole = _parsed(text)
     if is_window_file(text):
         table = read_windows(path, text)
+    elif isinstance(whole, dict) and "domains" in whole:
+        table = _from_profile(path, whole)
     else:
-        whole = _parsed(text)
-        if isinstance(whole, dict) and "domains" in whole:
-            table = _from_profile(path, whole)
-        else:
-            table = _from_records(path, list(_records(path, text)), model, domains, top_k)
+        table = _from_records(path, list(_records(path, text)), model, top_k)
     if model is not None and model != table.source:
         raise EvalDataError(f"{path}: no model {model!r}; there is: {table.source}")
-    return only_domains(table, domains, str(path))
+    _check(table, str(path))
+    return _only_domains(table, domains, str(path))
 
 
-def only_domains(table: RoutingTable, domains: Sequence[str], where: str) -> RoutingTable:
+def _check(table: RoutingTable, where: str) -> None:
+    """Raises EvalDataError when the numbers cannot be those of any model."""
+    shape = (len(table.domains), len(table.layers))
+    counts, mass, num_tokens = table.counts, table.mass, table.num_tokens
+    fits = counts.shape[:2] == shape and counts.size > 0 and num_tokens.shape == shape[:1]
+    if not fits or len({*table.domains}) < shape[0]:
+        raise EvalDataError(
+            f"{where}: expected counts of {shape[0]} different domains, {shape[1]} layers and some "
+            f"experts, got the shape {list(counts.shape)}"
+        )
+    is_whole = (counts.sum(axis=2) == table.top_k * num_tokens[:, None]).all() and table.top_k > 0
+    in_range = ((counts >= 0) & (counts <= num_tokens[:, None, None])).all()
+    if not (is_whole and in_range and (num_tokens > 0).all()):
+        raise EvalDataError(
+            f"{where}: {table.source}: counts do not fit {table.top_k} experts per token; expected "
+            "the same number of tokens in every layer of a domain, and no expert with more than "
+            "that"
+        )
+    if mass is not None and not np.isfinite(mass).all():
+        raise EvalDataError(f"{where}: routing mass that is no finite number")
+
+
+def _only_domains(table: RoutingTable, domains: Sequence[str], where: str) -> RoutingTable:
     """The table of `domains` alone, in that order; of all if none are named."""
     if not domains or tuple(domains) == table.domains:
         return table
     missing = [name for name in domains if name not in table.domains]
+    if len({*domains}) < len(domains):
+        raise EvalDataError(f"--domain: {', '.join(domains)}: one of them is named twice")
     if missing:
         known = ", ".join(table.domains)
         raise EvalDataError(f"{where}: no domain {missing[0]!r}; there are: {known}")
@@ -137,6 +164,8 @@ def _from_profile(path: Path, content: Mapping[str, Any]) -> RoutingTable:
         counts = np.array(content["counts"], dtype=np.int64)
         num_tokens = np.array(content["num_tokens"], dtype=np.int64)
         mass = np.array(content["routing_mass"], dtype=float) * num_tokens[:, None, None]
+        if counts.ndim != 3 or mass.shape != counts.shape:
+            raise ValueError(f"counts of the shape {counts.shape}, mass of {mass.shape}")
         return RoutingTable(
             source=str(content.get("checkpoint", path.stem)),
             domains=tuple(content["domains"]),
@@ -153,12 +182,13 @@ def _from_profile(path: Path, content: Mapping[str, Any]) -> RoutingTable:
 
 
 def _records(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         record = _parsed(line)
         known = isinstance(record, dict) and isinstance(record.get("counts"), dict)
-        if not known or not isinstance(record.get("domain"), str):
+        is_named = isinstance(record, dict) and isinstance(record.get("layer"), _LAYER)
+        if not (known and is_named and isinstance(record.get("domain"), str)):
             raise EvalDataError(
                 f"{path}:{number}: expected a record with 'domain' and 'counts' (expert: tokens)"
             )
@@ -170,12 +200,15 @@ def _records(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
 
 def _checked_sum(path: Path, number: int, counts: Mapping[str, Any]) -> int:
     for expert, count in counts.items():
-        whole = isinstance(count, int) and not isinstance(count, bool) and count >= 0
-        if not (expert.isdecimal() and whole):
+        whole = isinstance(count, int) and not isinstance(count, bool) and 0 <= count < _MANY_TOKENS
+        known = expert.isdecimal() and str(int(expert)) == expert and int(expert) < _MANY_EXPERTS
+        if not (known and whole):
             raise EvalDataError(
                 f"{path}:{number}: expert {expert!r}: {count!r}; expected a number of an expert "
                 "and a count of tokens"
             )
+    if not counts:
+        raise EvalDataError(f"{path}:{number}: no expert has a count")
     return sum(counts.values())
 
 
@@ -183,7 +216,6 @@ def _from_records(
     path: Path,
     records: Sequence[Mapping[str, Any]],
     model: str | None,
-    domains: Sequence[str],
     top_k: int | None,
 ) -> RoutingTable:
     models = tuple(dict.fromkeys(str(record["model"]) for record in records))
@@ -210,13 +242,15 @@ def _from_records(
     for (domain, layer), record in found.items():
         for expert, count in record["counts"].items():
             counts[names.index(domain), layers.index(layer), int(expert)] = count
-    serving = top_k or _find_top_k(path, chosen, own)
+    serving = _find_top_k(path, chosen, own) if top_k is None else top_k
+    if serving < 1:
+        raise EvalDataError(f"{path}: {chosen}: {serving} experts per token; expected at least 1")
     return RoutingTable(
         source=chosen,
         domains=names,
         layers=layers,
         top_k=serving,
-        num_tokens=_num_tokens(path, chosen, counts, serving),
+        num_tokens=counts[:, 0].sum(axis=1) // serving,
         counts=counts,
     )
 
@@ -228,9 +262,11 @@ def _layer(record: Mapping[str, Any]) -> Layer:
 
 def _find_top_k(path: Path, model: str, records: Sequence[Mapping[str, Any]]) -> int:
     """From a record that says it, or by dividing the choices by the first choices."""
-    for record in records:
-        if isinstance(record.get("top_k"), int):
-            return record["top_k"]
+    said = {record["top_k"] for record in records if isinstance(record.get("top_k"), int)}
+    if len(said) > 1:
+        raise EvalDataError(f"{path}: {model}: records differ in top_k: {sorted(said)}")
+    if said:
+        return said.pop()
     first = {(r["domain"], _layer(r)): r["total"] for r in records if r["kind"] == _TOP1}
     for record in records:
         tokens = first.get((record["domain"], _layer(record)))
@@ -240,17 +276,3 @@ def _find_top_k(path: Path, model: str, records: Sequence[Mapping[str, Any]]) ->
         f"{path}: {model}: the file does not tell how many experts serve a token; say it with "
         "--top-k"
     )
-
-
-def _num_tokens(
-    path: Path, model: str, counts: Int[np.ndarray, "domain layer expert"], top_k: int
-) -> Int[np.ndarray, "domain"]:
-    totals = counts.sum(axis=2)
-    num_tokens = totals[:, 0] // top_k
-    fits = (totals == num_tokens[:, None] * top_k).all() and (num_tokens > 0).all()
-    if not fits or (counts > num_tokens[:, None, None]).any():
-        raise EvalDataError(
-            f"{path}: {model}: counts do not fit {top_k} experts per token; expected the same "
-            "number of tokens in every layer of a domain, and no expert with more than that"
-        )
-    return num_tokens

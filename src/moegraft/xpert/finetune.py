@@ -19,12 +19,13 @@ from moegraft.compare.imports import Argument, read_results
 from moegraft.compare.recipe import EvaluationRecipe
 from moegraft.compare.results import pair
 from moegraft.compare.table import compare
-from moegraft.config import STRICT
-from moegraft.errors import RecipeError
+from moegraft.config import STRICT, recipe_content
+from moegraft.errors import RecipeError, RunError
 from moegraft.evals import store
 from moegraft.evals.condition import Condition
 from moegraft.evals.execution import Execution
 from moegraft.evals.harness import load_condition
+from moegraft.evals.lock import writer_lock
 from moegraft.evals.run import Progress
 from moegraft.runtime.load import from_pretrained, no_progress_bars
 from moegraft.train.chats import pack_answers
@@ -35,7 +36,8 @@ from moegraft.xpert.gold_answers import compare_gold
 
 Arms = Mapping[str, Sequence[str]]
 """Checkpoints by how they were started, one per seed."""
-SUMMARY = "finetuning.json"
+SUMMARY, RECIPE = "finetuning.json", "recipe.json"
+_NOT_OF_TRAINING = ("conditions", "limit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,10 @@ class Finetuning:
     def __post_init__(self) -> None:
         if not self.conditions:
             raise RecipeError("finetuning: name at least one task with training records")
-        for name in ("num_epochs", "batch", "length", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise RecipeError(f"finetuning: {name}: expected more than 0")
+        for name in ("num_epochs", "batch", "length", "learning_rate", "max_records", "limit"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise RecipeError(f"finetuning: {name}: expected more than 0, got {value}")
 
     def options(self, num_blocks: int, seed: int) -> TrainOptions:
         """For a task whose training records fill `num_blocks` blocks."""
@@ -121,13 +124,15 @@ def finetune_arms(
 
     Raises:
         RecipeError: fewer than two arms, or other numbers of seeds.
+        RunError: `out` has models that were finetuned otherwise, or another process writes it.
         EvalDataError: a task without training records, or without data.
         TrainingError: a loss is not finite.
     """
     _check(arms)
     run = _Run(how, Path(out), execution or Execution(), on_step, on_progress)
     found: dict[str, Any] = {"schema": 1, "arms": {name: [*own] for name, own in arms.items()}}
-    found["tasks"] = {task: run.task(task, arms) for task in how.conditions}
+    with writer_lock(run.out, (1, 1)):
+        found["tasks"] = {task: run.task(task, arms) for task in how.conditions}
     store.write_atomically(run.out / SUMMARY, (json.dumps(found, indent=1) + "\n").encode())
     return found
 
@@ -166,10 +171,29 @@ class _Run:
             for seed, source in enumerate(sources):
                 name = _name(arm, seed)
                 folder = self.out / "models" / _slug(task) / name
+                self._check_same(source, self._work(folder))
                 if not (folder / "config.json").exists():
                     self._finetune(source, task, seed, folder)
                 models[name] = str(folder)
         return self._score(models, arms, task)
+
+    def _check_same(self, source: str, work: Path) -> None:
+        """What made a model stands beside its metrics; another recipe must not take it over."""
+        file = work / RECIPE
+        if file.exists() and json.loads(file.read_text("utf-8")) != self._about(source):
+            raise RunError(
+                f"{work}: holds another finetuning (checkpoint, steps, rate or records); name "
+                "another --out or remove it"
+            )
+
+    def _about(self, source: str) -> dict[str, Any]:
+        """What decides how a model is finetuned, beside its task and seed."""
+        own = recipe_content(self.how)
+        return {"source": source} | {n: v for n, v in own.items() if n not in _NOT_OF_TRAINING}
+
+    def _work(self, folder: Path) -> Path:
+        """The training's own folder, of a model's."""
+        return self.out / "training" / folder.parent.name / folder.name
 
     def _finetune(self, source: str, task: str, seed: int, folder: Path) -> None:
         checkpoint = open_plain(source)
@@ -187,12 +211,13 @@ class _Run:
             training=True,
         )
         blocks = training_blocks(condition, tokenizer, self.how.length)
-        what = f"{task} {folder.name}"
+        what, work = f"{task} {folder.name}", self._work(folder)
+        store.write_atomically(work / RECIPE, (json.dumps(self._about(source)) + "\n").encode())
         train_lm(
             model,
             blocks,
             self.how.options(len(blocks), seed),
-            work=self.out / "training" / _slug(task) / folder.name,
+            work=work,
             on_step=lambda done, total: self.on_step(what, done, total),
         )
         with staged_output(folder, inputs=[checkpoint.path]) as staged, no_progress_bars():

@@ -1,6 +1,5 @@
 """Which experts of a layer serve every domain: ranked, with their stability and their reach."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from jaxtyping import Float, Int
 from moegraft.errors import RecipeError
 from moegraft.xpert.counts import RoutingTable
 from moegraft.xpert.scores import SCORES, Score, best_experts, check_score, expert_scores
+from moegraft.xpert.selection import name_expert
 
 NUM_BEST = 4
 """K of the last script that the method's authors published."""
@@ -156,16 +156,6 @@ def identify_experts(
     )
 
 
-def name_expert(expert: int, num_experts: int) -> int | str:
-    """The expert's number, or `shared:0`, `shared:1`, ... for those behind the routed ones."""
-    return expert if expert < num_experts else f"shared:{expert - num_experts}"
-
-
-def expert_number(name: int | str, num_experts: int) -> int:
-    """The inverse of `name_expert`."""
-    return name if isinstance(name, int) else num_experts + int(name.removeprefix("shared:"))
-
-
 def _use(table: RoutingTable, score: str) -> Float[np.ndarray, "domain layer expert"] | None:
     if score != "gate_mass":
         return _with_shared(table.frequency, table.num_shared)
@@ -235,11 +225,3 @@ def _entry(
     values: Float[np.ndarray, "layer expert"] | None, place: int, expert: int
 ) -> float | None:
     return None if values is None else float(values[place, expert])
-
-
-def selection_of(content: dict[str, Any]) -> dict[int, Sequence[int | str]]:
-    """The chosen experts by layer of a saved `Identification.as_dict`, best first."""
-    return {
-        layer["layer"]: [expert["expert"] for expert in layer["chosen"]]
-        for layer in content["layers"]
-    }

@@ -69,6 +69,13 @@ class Trunk:
         fit = Fit(donor, target, tuple(layers))
         fit.check(components)
         self._old, self._new = fit.heads
+        ties = target.config.get_text_config().tie_word_embeddings
+        if "embedding" in components and ties and self._share.min() < 1:
+            raise IncompatibleError(
+                f"{target.source}: cannot inherit embedding: tie_word_embeddings is true, so "
+                "residual dimensions that are doubled would count twice in the logits; set it to "
+                "false, or leave embedding out of --inherit"
+            )
         self._groups: dict[int, Int[Tensor, " group"]] = {}
 
     def gives(self, tensor: Stored) -> bool:

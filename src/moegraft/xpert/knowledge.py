@@ -17,9 +17,9 @@ from torch import Tensor
 
 from moegraft.checkpoint import Checkpoint
 from moegraft.checkpoint.writer import staged_output
-from moegraft.errors import CheckpointError, IncompatibleError, RecipeError
+from moegraft.errors import CheckpointError, IncompatibleError, OutputError, RecipeError
 from moegraft.transfer.publish import base_model
-from moegraft.xpert.decompose import Decomposition, Factored, decompose_layer
+from moegraft.xpert.decompose import METHODS, Decomposition, Factored, decompose_layer
 from moegraft.xpert.experts import (
     MATRICES,
     check_top,
@@ -27,7 +27,8 @@ from moegraft.xpert.experts import (
     load_experts,
     moe_layers,
 )
-from moegraft.xpert.identify import expert_number
+from moegraft.xpert.knowledge_card import knowledge_card
+from moegraft.xpert.selection import chosen_experts
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ class Knowledge:
         for name, part in parts:
             if not torch.isfinite(parts[name, part]).all():
                 raise CheckpointError(f"{file}: {name} has NaN or infinite numbers")
+        _check_shapes(parts, self.about["donor"]["hidden"], file)
         return {
             name: Factored(
                 parts[name, "core"],
@@ -79,6 +81,22 @@ class Knowledge:
             )
             for name in MATRICES
         }
+
+
+def _check_shapes(parts: Mapping[tuple[str, str], Tensor], hidden: int, file: Path) -> None:
+    """Gate [ffn, hidden], up [ffn, hidden] and down [hidden, ffn], from factors that fit cores."""
+    shapes = {}
+    for name in MATRICES:
+        core = parts[name, "core"].shape
+        sides = [parts.get((name, part)) for part in ("rows", "columns")]
+        inner = [n if side is None else side.shape[1] for side, n in zip(sides, core, strict=True)]
+        outer = [n if side is None else side.shape[0] for side, n in zip(sides, core, strict=True)]
+        shapes[name] = outer if inner == [*core] else []
+    ffn = shapes["gate"][:1]
+    if shapes != {"gate": [*ffn, hidden], "up": [*ffn, hidden], "down": [hidden, *ffn]} or not ffn:
+        raise CheckpointError(
+            f"{file}: damaged: its matrices do not fit each other; decompose again"
+        )
 
 
 def _parts(tensors: Any, group: int) -> dict[tuple[str, str], Tensor]:
@@ -104,7 +122,33 @@ def open_knowledge(path: Path | str) -> Knowledge:
         raise CheckpointError(
             f"{path}: no readable {CONFIG}; expected a folder of `moegraft xpert decompose`"
         ) from None
+    if not _is_whole(about):
+        raise CheckpointError(
+            f"{path / CONFIG}: damaged, or of another version; make it again with `moegraft xpert "
+            "decompose`"
+        )
     return Knowledge(path, about)
+
+
+def _is_whole(about: Any) -> bool:
+    """Whether everything is there that starting a model asks for."""
+    try:
+        donor, how = about["donor"], about["decomposition"]
+        matrices = [group["matrices"] for entry in about["layers"] for group in entry["groups"]]
+        layers = [entry["layer"] for entry in about["layers"]]
+        return (
+            {"name", "base_model", "family", "fingerprint", "activation", "hidden"} <= {*donor}
+            and {"score", "num_best"} <= {*about["selection"]}
+            and isinstance(donor["hidden"], int)
+            and how["method"] in METHODS
+            and all(
+                isinstance(own[name]["norm_ratio"], float) for own in matrices for name in MATRICES
+            )
+            and len({*layers}) == len(layers) > 0
+            and len(matrices) == len(layers) * how["num_groups"]
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 def decompose_experts(
@@ -163,25 +207,15 @@ def decompose_experts(
             )
             on_step(number, len(chosen))
         about = _about(donor, selection, how, entries, dtype)
-        (folder / "README.md").write_text(card(about), encoding="utf-8")
+        (folder / "README.md").write_text(knowledge_card(about), encoding="utf-8")
         (folder / CONFIG).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return Knowledge(Path(out), about)
 
 
 def check_selection(donor: Checkpoint, selection: Mapping[str, Any]) -> dict[int, list[int]]:
     """Chosen experts by layer, as numbers; raises if they cannot be this donor's."""
-    layers = moe_layers(donor)
-    try:
-        num_best, known = selection["num_best"], selection["fingerprint"]
-        wanted = {
-            entry["layer"]: [
-                expert_number(expert["expert"], donor.num_experts) for expert in entry["chosen"]
-            ]
-            for entry in selection["layers"]
-        }
-        num_experts, source = selection["num_experts"], selection["source"]
-    except (KeyError, TypeError):
-        raise RecipeError("no selection of `moegraft xpert identify`") from None
+    layers, wanted = moe_layers(donor), chosen_experts(selection)
+    num_experts, source, known = (selection[k] for k in ("num_experts", "source", "fingerprint"))
     if known is not None and known != donor_fingerprint(donor):
         raise IncompatibleError(
             f"the selection was made for {source}, and {donor.source} is another checkpoint"
@@ -191,8 +225,8 @@ def check_selection(donor: Checkpoint, selection: Mapping[str, Any]) -> dict[int
             f"the selection of {source} has layers {_short(wanted)} of {num_experts} experts; "
             f"{donor.source} has layers {_short(layers)} of {donor.num_experts}"
         )
-    check_top(donor, num_best)
-    return wanted
+    check_top(donor, selection["num_best"])
+    return {int(layer): experts for layer, experts in wanted.items()}
 
 
 def _short(layers: Any) -> str:
@@ -213,7 +247,10 @@ def _save(file: Path, groups: Sequence[Mapping[str, Factored]], dtype: torch.dty
         for part in _PARTS
         if (value := getattr(factored, part)) is not None
     }
-    save_file(tensors, file, metadata={"format": "pt"})
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # it wraps what the system says, as text
+        raise OutputError(f"{file.name}: not written: {error}; nothing was left behind") from None
 
 
 def _layer_entry(selection: Mapping[str, Any], layer: int) -> Mapping[str, Any]:
@@ -256,45 +293,6 @@ def _about(
         "dtype": str(dtype).removeprefix("torch."),
         "layers": entries,
     }
-
-
-def card(about: Mapping[str, Any]) -> str:
-    """A model card in words; no local path is in it."""
-    donor, how, selection = about["donor"], about["decomposition"], about["selection"]
-    rows = "\n".join(
-        f"| {entry['layer']} | {', '.join(map(str, group['experts']))} | "
-        + " | ".join(_cell(group["matrices"][name]) for name in MATRICES)
-        + " |"
-        for entry in about["layers"]
-        for group in entry["groups"]
-    )
-    return f"""---
-library_name: moegraft
-base_model: [{donor["base_model"]}]
-tags: [moegraft, xpert, mixture-of-experts]
----
-
-# Expert knowledge of {donor["name"]}
-
-No model by itself: what {selection["num_best"]} experts per layer of {donor["name"]} \
-({donor["family"]}) have in common, to start the FFNs of other models from \
-(XPERT, arXiv:2605.08842). Made with moegraft.
-
-Experts were chosen by `{selection["score"]}` over {", ".join(selection["domains"] or ["?"])}. \
-Method `{how["method"]}`{", neurons aligned" if how["align"] else ""}. The donor's licence applies.
-
-| layer | experts | gate | up | down |
-| --- | --- | --- | --- | --- |
-{rows}
-
-Cells: ranks of rows x columns x experts; retained energy; norm against the experts' mean norm.
-"""
-
-
-def _cell(about: Mapping[str, Any]) -> str:
-    kept = about["retained_energy"]
-    energy = "-" if kept is None else f"{kept:.3f}"
-    return f"{' x '.join(map(str, about['ranks']))}; {energy}; {about['norm_ratio']:.2f}"
 
 
 def _file(layer: int) -> str:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from moegraft.checkpoint import Checkpoint
-from moegraft.errors import IncompatibleError
+from moegraft.errors import CheckpointError, IncompatibleError
 from moegraft.evals.texts import Text
 from moegraft.runtime.batches import batches
 from moegraft.runtime.hooks import observed, routers
@@ -44,6 +45,7 @@ def count_windows(
 
     Raises:
         IncompatibleError: the model has no routers.
+        CheckpointError: routing weights are no finite numbers.
         RunError: `out` holds the counts of something else.
         OutputError: `out` cannot be written.
     """
@@ -88,7 +90,13 @@ def _count(host: Any, texts: Sequence[Text], batch_tokens: int) -> RoutingProfil
     for batch in batches(ids, batch_tokens, device, firsts):
         with observed(host.model, host.checkpoint.family, counts.observer("window"), batch.counted):
             decoder(batch.ids, attention_mask=batch.mask.long(), use_cache=False)
-    return counts.profile()
+    profile = counts.profile()
+    if not np.isfinite(profile.mass).all():
+        raise CheckpointError(
+            f"{host.checkpoint.source}: routing weights of a text are no finite numbers; expected "
+            "a checkpoint without NaN or infinite weights"
+        )
+    return profile
 
 
 def _row(profile: RoutingProfile) -> dict[str, Any]:

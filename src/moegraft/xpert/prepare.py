@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from moegraft.checkpoint import Checkpoint, open_checkpoint
-from moegraft.checkpoint.folder import read_json
 from moegraft.checkpoint.writer import staged_output
-from moegraft.errors import CheckpointError, RecipeError
+from moegraft.errors import CheckpointError
+from moegraft.evals.store import write_atomically
 from moegraft.evals.texts import Text
 from moegraft.runtime import Host
 from moegraft.runtime.load import from_pretrained, no_progress_bars
@@ -27,15 +27,20 @@ from moegraft.xpert.decompose import Decomposition
 from moegraft.xpert.experts import check_top, donor_fingerprint, moe_layers
 from moegraft.xpert.fit import Fitted
 from moegraft.xpert.identify import identify_experts
-from moegraft.xpert.knowledge import CONFIG, Knowledge, decompose_experts, open_knowledge
+from moegraft.xpert.knowledge import (
+    CONFIG,
+    Knowledge,
+    check_selection,
+    decompose_experts,
+    open_knowledge,
+)
 from moegraft.xpert.measure import count_windows
 from moegraft.xpert.ranks import parse_ranks
 from moegraft.xpert.scores import check_score
+from moegraft.xpert.selection import SELECTION, read_selection
 from moegraft.xpert.start import Adaptation, Start
 from moegraft.xpert.target import Target, make_target, read_target
 from moegraft.xpert.vocabulary import save_tokenizer
-
-SELECTION = "selection.json"
 
 
 class Prepared:
@@ -53,6 +58,10 @@ class Prepared:
         self.donor = open_checkpoint(recipe.donor)
         moe_layers(self.donor)
         check_top(self.donor, recipe.top)
+        self._chosen = None
+        if recipe.selection is not None:
+            self._chosen = read_selection(Path(recipe.selection).expanduser())
+            check_selection(self.donor, self._chosen)
         self.target = _target(recipe.target, self.donor)
         tokenizer = load_tokenizer(self.donor)
         if tokenizer is None:
@@ -70,7 +79,10 @@ class Prepared:
         }
         with TemporaryDirectory() as folder:
             any_knowledge = Path(folder) / "any"
-            decompose_experts(self.donor, first, Decomposition("single"), any_knowledge)
+            known = decompose_experts(self.donor, first, Decomposition("single"), any_knowledge)
+            for name, one in known.layer(known.layers[0]).items():
+                shape = (*one.shape, self.recipe.top)
+                parse_ranks(self.recipe.ranks).resolve(name, shape, f"{self.donor.source}:")
             for protocol in self.recipe.protocols:
                 for name in self.recipe.arms:
                     self._start(open_knowledge(any_knowledge), name, protocol, 0)
@@ -133,16 +145,16 @@ class Prepared:
 
     def _select(self) -> dict[str, Any]:
         file = self.out / SELECTION
-        if self.recipe.selection is not None:
-            return _read_selection(Path(self.recipe.selection))
+        if self._chosen is not None:
+            return self._chosen
         if file.exists():
-            return _read_selection(file)
+            return read_selection(file)
         num_tokens = self.recipe.profile_tokens
         texts = {name: _within(own, num_tokens) for name, own in self.corpus.texts.items()}
         table = count_windows(self._host, texts, self.out)
         score = check_score(self.recipe.score)
         found = identify_experts(table, num_best=self.recipe.top, score=score).as_dict()
-        file.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        write_atomically(file, (json.dumps(found) + "\n").encode())
         return found
 
     @cached_property
@@ -153,7 +165,7 @@ class Prepared:
 
     def _few_texts(self) -> list[Text]:
         """Of every domain alike."""
-        share = self.recipe.fit_tokens // len(self.corpus.texts)
+        share = max(1, self.recipe.fit_tokens // len(self.corpus.texts))
         return [text for own in self.corpus.texts.values() for text in _within(own, share)]
 
     def _fitted(self, start: Start, name: str) -> dict[int, Fitted]:
@@ -188,10 +200,3 @@ def _within(texts: Sequence[Text], max_tokens: int) -> list[Text]:
         found.append(text)
         max_tokens -= len(text.ids)
     return found
-
-
-def _read_selection(file: Path) -> dict[str, Any]:
-    try:
-        return read_json(file)
-    except CheckpointError as error:
-        raise RecipeError(f"selection: {error}") from None

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,10 @@ from moegraft.families import Family, Key, Piece, find_family
 from moegraft.families.names import LEAVES, Rule
 from moegraft.xpert.experts import MATRICES
 
-_REFUSALS = (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
+_REFUSALS = (
+    *(ValueError, TypeError, KeyError, AttributeError, ArithmeticError),
+    StrictDataclassError,
+)
 FFN = ("mlp", "experts", "shared_experts")
 """Components whose gate, up and down matrices are FFNs."""
 
@@ -141,7 +145,7 @@ def read_target(source: Path | str) -> Target:
 
     Raises:
         RecipeError: no readable config.json.
-        IncompatibleError: transformers refuses it.
+        IncompatibleError: transformers refuses it, or no text could pass through the model.
         FamilyError: a family that is not in the catalogue.
     """
     path = Path(source)
@@ -159,16 +163,35 @@ def read_target(source: Path | str) -> Target:
 
 def make_target(content: Mapping[str, Any], where: str) -> Target:
     """As `read_target`, from the content of config.json; `where` opens messages."""
-    family = find_family(dict(content))
+    family = find_family(dict(content), where=where)
     config = read_config(content, where)
     config.dtype = torch.float32
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (*_REFUSALS, RuntimeError) as error:
         raise _refusal(where, error) from None
     config.architectures = [type(model).__name__]
-    return Target(where, config, family.for_config(config.to_dict()), model)
+    family = family.for_config(config.to_dict())
+    _check_sizes(family, config, model, where)
+    return Target(where, config, family, model)
+
+
+def _check_sizes(
+    family: Family, config: PreTrainedConfig, model: PreTrainedModel, where: str
+) -> None:
+    """Sizes that transformers builds and no text can pass through."""
+    empty = next((name for name, one in model.named_parameters() if not one.numel()), None)
+    if empty is not None or config.get_text_config().num_hidden_layers < 1:
+        what = "the model has no layers" if empty is None else f"{empty} is empty"
+        raise IncompatibleError(f"{where}: {what}; expected sizes of at least 1")
+    content = config.to_dict()
+    num_experts, top_k = family.num_experts(content), family.top_k(content)
+    if top_k > num_experts:
+        raise IncompatibleError(
+            f"{where}: {top_k} experts per token of {num_experts}; expected at most as many"
+        )
 
 
 def read_config(content: Mapping[str, Any], where: str) -> PreTrainedConfig:

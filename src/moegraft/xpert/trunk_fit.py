@@ -17,6 +17,13 @@ from moegraft.xpert.target import Target, read_config
 
 ATTENTION = ("attention", "qk_norm")
 PROJECTIONS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
+_NUMBERS = {
+    "embedding": ("embedding_multiplier",),
+    "attention": ("attention_multiplier", "residual_multiplier", "clip_qkv", "sliding_window"),
+    "norm": ("rms_norm_eps",),
+    "lm_head": ("logits_scaling",),
+}
+"""Config fields that the weights of a component were trained under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,8 @@ class Fit:
             )
             self._check_heads()
             self._check_shapes()
+        for component in components:
+            self._check_numbers(component)
 
     def _check_vocabulary(self, with_head: bool) -> None:
         old, new = self.configs
@@ -115,6 +124,16 @@ class Fit:
                 "leave attention out of --inherit",
             )
 
+    def _check_numbers(self, component: str) -> None:
+        for name in _NUMBERS[component]:
+            had, has = (_number(config, name) for config in self.configs)
+            if had != has:
+                self._refuse(
+                    component,
+                    f"{name} is {has}, and {had} in {self.donor.source}",
+                    f"set it so, or leave {component} out of --inherit",
+                )
+
     def _check_shapes(self) -> None:
         """Whatever is no plain projection has to have the very same sizes."""
         shapes = {key: piece.shape for key, piece in self.donor.pieces().items()}
@@ -153,6 +172,17 @@ class Fit:
     def _refuse(self, what: str, why: str, way_out: str) -> None:
         where = f"{self.target.source} ({self.target.family.name})"
         raise IncompatibleError(f"{where}: cannot inherit {what}: {why}; {way_out}")
+
+
+def _number(config: Any, name: str) -> Any:
+    """A field's value, or what its absence means; a window over the whole context is none."""
+    value = getattr(config, name, None)
+    if name == "sliding_window":
+        is_window = value and value < config.max_position_embeddings
+        return value if is_window else None
+    if value is None and name == "attention_multiplier":
+        return Heads.of(config).size ** -0.5
+    return 1.0 if value is None and name != "clip_qkv" else value
 
 
 def _roles(keys: Iterable[Key], components: Sequence[str]) -> Mapping[int, set[str]]:

@@ -81,23 +81,25 @@ def read_windows(path: Path, text: str) -> RoutingTable:
         empty = [name for name, own in by_domain.items() if not own]
         if empty:
             raise EvalDataError(f"{path}: no window of domain {empty[0]!r} was finished")
+        if len({_name(row) for row in rows}) < len(rows):
+            raise EvalDataError(f"{path}: a window was counted twice; remove the file, count again")
         windows = tuple(_windows(own) for own in by_domain.values())
+        return RoutingTable(
+            source=header["checkpoint"],
+            domains=tuple(by_domain),
+            layers=tuple(header["layers"]),
+            top_k=header["top_k"],
+            num_tokens=np.array([int(own.num_tokens.sum()) for own in windows]),
+            counts=np.array([own.counts.sum(axis=0) for own in windows]),
+            mass=np.array([own.mass.sum(axis=0) for own in windows]),
+            windows=windows,
+            fingerprint=header["fingerprint"],
+            num_shared=header["num_shared"],
+        )
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, EvalDataError):
             raise
         raise EvalDataError(f"{path}: damaged: {error!r}") from None
-    return RoutingTable(
-        source=header["checkpoint"],
-        domains=tuple(by_domain),
-        layers=tuple(header["layers"]),
-        top_k=header["top_k"],
-        num_tokens=np.array([int(own.num_tokens.sum()) for own in windows]),
-        counts=np.array([own.counts.sum(axis=0) for own in windows]),
-        mass=np.array([own.mass.sum(axis=0) for own in windows]),
-        windows=windows,
-        fingerprint=header["fingerprint"],
-        num_shared=header["num_shared"],
-    )
 
 
 def _windows(rows: Sequence[Mapping[str, Any]]) -> Windows:
