@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from moegraft.errors import RunError
+from moegraft.errors import OutputError, RunError
 from moegraft.evals import store
 
 
@@ -76,3 +76,9 @@ def test_numbers_that_json_lacks_are_stored_as_null(tmp_path):
 def test_a_configuration_cannot_leave_the_run_directory(tmp_path, name):
     with pytest.raises(RunError, match="cannot name a folder of results"):
         store.cell_path(tmp_path, name, "t")
+
+
+def test_a_file_below_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"file/x/y: cannot be written: Not a directory"):
+        store.write_atomically(tmp_path / "file" / "x" / "y", b"")

@@ -76,6 +76,19 @@ def test_a_data_set_on_the_hub_is_streamed_as_far_as_it_is_needed(tmp_path, monk
         read_domains(["hub:owner/laws:de"], TOKENIZER)
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}', encoding="utf-8-sig")
+    (tmp_path / "b.txt").write_text("one", encoding="utf-8-sig")
+    for texts in read_domains([str(tmp_path)], TOKENIZER).values():
+        assert [TOKENIZER.decode(text.ids) for text in texts] == ["one"]
+
+
+@pytest.mark.parametrize("source", ["", "name=", "hub:", "name=hub:"])
+def test_a_source_that_names_nothing_is_refused(source):
+    with pytest.raises(EvalDataError, match="names no texts; expected a path, a task or hub:"):
+        read_domains([source], TOKENIZER)
+
+
 def test_a_folder_stands_for_its_text_files(tmp_path):
     with pytest.raises(EvalDataError, match="holds no text files"):
         text_files(str(tmp_path))

@@ -213,11 +213,13 @@ def test_a_map_beside_a_device_and_a_gpu_that_is_not_here_are_refused(olmoe_pair
         Host.load(str(olmoe_pair[0]), {}, device_map={"": 63})
 
 
-def test_a_device_is_found_by_name_or_refused():
+def test_a_device_is_one_that_computes_here():
     assert find_device("cpu") == torch.device("cpu")
     assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(RecipeError, match="device 'gpu': expected auto, cpu, cuda"):
-        find_device("gpu")
-    beyond = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(RecipeError, match=f"device '{beyond}': no CUDA device here; use cpu"):
-        find_device(beyond)
+    for name, message in (
+        ("nowhere", "device 'nowhere': expected auto, cpu, cuda or cuda:N"),
+        ("meta", "device 'meta': cannot be computed on here; expected auto, cpu"),
+        ("cuda:63", r"no cuda:63 here: \d+ GPUs are visible"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            find_device(name)

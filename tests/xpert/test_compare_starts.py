@@ -13,13 +13,15 @@ from transformers import AutoModelForCausalLM
 from moegraft.checkpoint import open_checkpoint
 from moegraft.config import dump_recipe, load_recipe
 from moegraft.errors import IncompatibleError, OutputError, RecipeError, RunError
+from moegraft.evals.lock import writer_lock
 from moegraft.train.lm import validation_loss
 from moegraft.train.loop import METRICS
 from moegraft.xpert.arms import ARMS, select_for
 from moegraft.xpert.compare import compare_starts, trainings
 from moegraft.xpert.compare_recipe import CompareRecipe, Training
-from moegraft.xpert.prepare import SELECTION, Prepared
+from moegraft.xpert.prepare import Prepared
 from moegraft.xpert.resize import Resizing
+from moegraft.xpert.selection import SELECTION
 from moegraft.xpert.windows import FILE
 from small_knowledge import select
 
@@ -102,6 +104,19 @@ def test_finished_trainings_are_kept_and_missing_ones_are_made_again_the_same(
         compare_starts(recipe, tmp_path / "other")
 
 
+def test_a_folder_that_cannot_be_written_or_is_written_already_is_one_line(recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out, message in (("file", "exists and is no folder"), ("file/x", "cannot be opened")):
+        with pytest.raises(OutputError, match=message) as raised:
+            compare_starts(recipe, tmp_path / out)
+        assert "\n" not in str(raised.value)
+    with writer_lock(tmp_path / "r", (1, 1)):
+        (tmp_path / "r" / "recipe.yaml").write_text(dump_recipe(recipe))
+        with pytest.raises(RunError, match="is already writing"):
+            compare_starts(recipe, tmp_path / "r")
+    assert {file.name for file in (tmp_path / "r").iterdir()} == {"state", "recipe.yaml"}
+
+
 def test_arms_differ_in_their_ffns_alone(recipe, run, tmp_path):
     ready = Prepared(recipe, run[0])
     for protocol in ("ffn", "trunk"):
@@ -140,6 +155,10 @@ def test_weight_selection_takes_the_first_layers_where_there_are_enough():
         ({"arms": ("random", "best")}, "arms: expected some of random, matched"),
         ({"protocols": ()}, "protocols: expected some of ffn, trunk"),
         ({"num_seeds": 1}, "num_seeds: expected at least 2, got 1"),
+        ({"top": 0}, "top: expected at least 1, got 0"),
+        ({"fit_tokens": 0}, "fit_tokens: expected at least 1, got 0"),
+        ({"training": Training(block=1)}, "block: expected at least 2 tokens, got 1"),
+        ({"training": Training(learning_rate=float("nan"))}, "learning_rate: expected more than"),
         ({"data": ()}, "expected texts of at least one domain"),
         ({"held_out": 0.0}, "held_out: expected a share between 0 and 1"),
         ({"device": "cuda:3"}, "device: expected auto or cpu"),
@@ -157,6 +176,8 @@ def test_a_target_that_does_not_fit_is_found_before_anything_is_written(recipe, 
         ({"target": {"num_hidden_layers": 3}}, RecipeError, "first: the target has 3 layers"),
         ({"target": {"tie_word_embeddings": True}}, IncompatibleError, "cannot inherit lm_head"),
         ({"top": 9}, RecipeError, "--top 9"),
+        ({"ranks": "17,2,1"}, RecipeError, "rank 17 is larger than"),
+        ({"selection": str(tmp_path / "none")}, RecipeError, "none: no readable selection"),
     ):
         with pytest.raises(error, match=message):
             compare_starts(replace(recipe, **changes), tmp_path / "r")

@@ -2,10 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from moegraft.errors import EvalDataError, RecipeError
+from moegraft.errors import EvalDataError, RecipeError, RunError
 from moegraft.evals.execution import Execution
 from moegraft.evals.harness import load_condition
 from moegraft.train.text import IGNORED
@@ -107,6 +108,15 @@ def test_finished_trainings_and_scores_are_not_repeated(finished, arms, tasks):
     assert not again and same == found
 
 
+def test_models_that_were_finetuned_otherwise_are_not_taken_over(finished, arms, tasks):
+    out, *_ = finished
+    how = Execution(device="cpu", include=(tasks,))
+    swapped = dict(zip(arms, reversed(arms.values()), strict=True))
+    for others, recipe in ((arms, replace(HOW, learning_rate=1.0)), (swapped, HOW)):
+        with pytest.raises(RunError, match=r"holds another finetuning .* name another --out"):
+            finetune_arms(others, recipe, out, execution=how)
+
+
 def test_a_model_that_was_lost_is_read_from_its_last_checkpoint(finished, arms, tasks):
     out, *_ = finished
     folder = out / "models" / "tiny_color" / "one-1"
@@ -124,8 +134,9 @@ def test_bad_arms_and_tasks_are_refused(arms, chat_pair, tasks, tmp_path):
         finetune_arms({"one": arms["one"]}, HOW, tmp_path)
     with pytest.raises(RecipeError, match="the same number of seeds"):
         finetune_arms({"one": arms["one"], "two": [one]}, HOW, tmp_path)
-    with pytest.raises(RecipeError, match="num_epochs: expected more than 0"):
-        Finetuning(("tiny_color",), num_epochs=0.0)
+    for odd in ({"num_epochs": 0.0}, {"learning_rate": float("nan")}, {"limit": 0}):
+        with pytest.raises(RecipeError, match=f"{next(iter(odd))}: expected more than 0"):
+            Finetuning(("tiny_color",), **odd)
     with pytest.raises(RecipeError, match="at least one task"):
         Finetuning(())
     untrained = Finetuning(("nano_math",))

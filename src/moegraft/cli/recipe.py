@@ -42,7 +42,7 @@ def _checked(ctx: Any, parameter: Any, value: Any, where: str) -> Any:
     values = [str(Path(one).expanduser()) if str(one).startswith("~/") else one for one in values]
     found = values if takes_many else values[0]
     try:
-        parameter.type_cast_value(ctx, found)
+        parameter.process_value(ctx, found)
     except typer.BadParameter as error:
         raise RecipeError(f"{where}: {error.message}, got {value!r}") from None
     return found

@@ -157,7 +157,7 @@ def report(
     elif json:
         from moegraft.report import write_report
 
-        sys.stdout.write(write_report(run_dir, style)["summary.json"].read_text())
+        sys.stdout.write(write_report(run_dir, style)["summary.json"].read_text(encoding="utf-8"))
     else:
         print_report(run_dir, style)
 
@@ -178,7 +178,7 @@ def print_report(run_dir: Path, style: str) -> None:
     from moegraft.report import print_tables, verdicts, write_report
 
     paths = write_report(run_dir, style)
-    summary = json.loads(paths["summary.json"].read_text())
+    summary = json.loads(paths["summary.json"].read_text(encoding="utf-8"))
     console = Console()
     print_tables(summary, console, style=style)
     if style == "default":

@@ -36,7 +36,7 @@ def print_wide(
     """
     console.print(Text(title, style="italic"), soft_wrap=True)
     widths = [
-        max(_width(columns[place]), *(_width(row[place]) for row in rows))
+        max([_width(columns[place]), *(_width(row[place]) for row in rows)])
         for place in range(len(columns))
     ]
     for shown in _blocks(widths, num_fixed, console.width):

@@ -72,12 +72,12 @@ def init(
     from moegraft.xpert.start import Adaptation, Start
     from moegraft.xpert.target import read_target
 
+    if fit_tokens < 2:
+        raise RecipeError(f"--fit-tokens: expected a number of at least 2, got {fit_tokens}")
     resizing = Resizing(depth, grow, select, couple=couple, scale=scale, outputs=outputs)
     how = Adaptation(resizing, parse_inherit(inherit), seed, dtype)
     opened = open_checkpoint(donor) if donor is not None else None
     start = Start(read_target(target), how, open_knowledge(knowledge), opened)
-    if fit_tokens < 2:
-        raise RecipeError(f"--fit-tokens: expected a number of at least 2, got {fit_tokens}")
     if fit:
         if opened is None or not {"embedding", "attention"} <= set(how.inherit):
             raise RecipeError(

@@ -238,7 +238,7 @@ def _record(run: _Run, name: str, host: Any, cells: Sequence[Cell]) -> None:
 
 def _old_env(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "env.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _is_server(source: str) -> bool:

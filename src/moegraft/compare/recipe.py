@@ -79,7 +79,9 @@ def claim_run(run_dir: Path, recipe: EvaluationRecipe) -> bool:
 def _models_begun(run_dir: Path) -> frozenset[str]:
     """Models that anything was recorded of; the others may still be replaced."""
     path = run_dir / "env.json"
-    return frozenset(json.loads(path.read_text()).get("models", ()) if path.exists() else ())
+    return frozenset(
+        json.loads(path.read_text(encoding="utf-8")).get("models", ()) if path.exists() else ()
+    )
 
 
 def _changes(old: EvaluationRecipe, new: EvaluationRecipe, begun: frozenset[str]) -> Iterator[str]:

@@ -61,7 +61,7 @@ def remember_ingredients(
     path = run_dir / "state" / "keys" / configuration / f"{condition}.json"
     new = json.loads(json.dumps(ingredients, sort_keys=True))
     try:
-        old = json.loads(path.read_text())
+        old = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         write_atomically(path, json.dumps(new, indent=1, sort_keys=True).encode() + b"\n")
         return

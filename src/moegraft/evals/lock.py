@@ -90,7 +90,7 @@ def _is_held(path: Path) -> bool:
 
 def _explain(run_dir: Path, other: Path, name: str) -> str:
     try:
-        holder = json.loads(other.read_text())
+        holder = json.loads(other.read_text(encoding="utf-8"))
         who = f"process {holder['pid']} on {holder['host']}"
     except (ValueError, KeyError):
         who = "another process"

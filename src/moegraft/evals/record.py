@@ -40,7 +40,7 @@ def write_env(run_dir: Path, env: Mapping[str, Any]) -> None:
 def read_env(run_dir: Path) -> dict[str, Any]:
     """env.json. Raises RunError when it is missing or damaged."""
     try:
-        return json.loads((run_dir / "env.json").read_text())
+        return json.loads((run_dir / "env.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise RunError(
             f"{run_dir}/env.json is missing or damaged; run the same command again"

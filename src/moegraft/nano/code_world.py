@@ -83,7 +83,10 @@ def draw(rng: Random) -> dict[str, Any]:
     steps = [_operation(rng, _FIRST) for _ in range(rng.randint(1, 2))]
     steps.append(_operation(rng, _FIRST if rng.randrange(2) else _LAST))
     program = " | ".join(name for name, _ in steps)
-    inputs = [[], *([rng.randint(0, 12) for _ in range(rng.randint(4, 9))] for _ in range(5))]
+    inputs = [
+        [],
+        *([rng.randint(0, 12) for _ in range(rng.randint(4, 9))] for _ in range(NUM_TESTS - 1)),
+    ]
     return {
         "task": _tell(rng, [words for _, words in steps]),
         "program": program,

@@ -96,7 +96,7 @@ def process_bytes() -> int:
 
 def _number(path: str) -> int | None:
     try:
-        text = Path(path).read_text().strip()
+        text = Path(path).read_text(encoding="utf-8").strip()
     except OSError:
         return None
     return int(text) if text.isdigit() else None

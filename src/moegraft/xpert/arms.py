@@ -72,7 +72,7 @@ def select_for(arm: Arm, chosen: Mapping[str, Any], seed: int) -> dict[str, Any]
     """
     if arm.experts == "chosen":
         return dict(chosen)
-    num = chosen["num_experts"] + (chosen["num_shared"] if arm.experts == "random" else 0)
+    num = chosen["num_experts"] + (chosen.get("num_shared", 0) if arm.experts == "random" else 0)
     num_best = chosen["num_best"] if arm.experts == "random" else num
     rng = np.random.default_rng([seed, 8605])
     layers = []

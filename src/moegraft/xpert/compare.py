@@ -156,7 +156,9 @@ def _train(ready: Prepared, what: tuple[str, str, int], on_step: Callable[[int],
     if PartialState().is_main_process:
         if recipe.keep_models:
             ready.keep(model, out / MODELS / place / f"seed-{seed}")
-        rows = [json.loads(line) for line in (work / METRICS).read_text("utf-8").splitlines()]
+        rows = [
+            json.loads(line) for line in (work / METRICS).read_text(encoding="utf-8").splitlines()
+        ]
         curve = [
             {k: r[k] for k in ("step", "tokens", "validation")} for r in rows if "validation" in r
         ]
@@ -170,7 +172,9 @@ def _train(ready: Prepared, what: tuple[str, str, int], on_step: Callable[[int],
 
 def _results(recipe: CompareRecipe, out: Path) -> list[dict[str, Any]]:
     return [
-        json.loads((out / "results" / protocol / arm / f"seed-{seed}.json").read_text("utf-8"))
+        json.loads(
+            (out / "results" / protocol / arm / f"seed-{seed}.json").read_text(encoding="utf-8")
+        )
         for protocol, arm, seed in trainings(recipe)
     ]
 

@@ -180,7 +180,7 @@ class _Run:
     def _check_same(self, source: str, work: Path) -> None:
         """What made a model stands beside its metrics; another recipe must not take it over."""
         file = work / RECIPE
-        if file.exists() and json.loads(file.read_text("utf-8")) != self._about(source):
+        if file.exists() and json.loads(file.read_text(encoding="utf-8")) != self._about(source):
             raise RunError(
                 f"{work}: holds another finetuning (checkpoint, steps, rate or records); name "
                 "another --out or remove it"
