@@ -242,8 +242,10 @@ def test_btx_averages_attention_and_as_released_takes_the_first_models(dense_pai
     dense = [str(tmp_path / "tool"), f"math={other}"]
     own, math, tool = (stored_tensors(path) for path in (anchor, other, tmp_path / "tool"))
     for method in ("btx", "btx-released"):
-        _, record = merge(anchor, dense, tmp_path / method, method=method)
+        plan, record = merge(anchor, dense, tmp_path / method, method=method)
         assert record.domains == ("tool", "math")
+        assert all(row["moved"]["math"] > 0 for row in plan.shared.moved if row["tensor"] == QUERY)
+        assert QUERY in {row["tensor"] for row in plan.shared.moved}
         merged = stored_tensors(tmp_path / method)
         up = "model.layers.1.mlp.experts.{}.up_proj.weight".format
         for expert, source in enumerate((own, tool, math)):

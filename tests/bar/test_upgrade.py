@@ -75,6 +75,10 @@ def test_the_policies_of_the_first_merge_are_kept(deployed, tmp_path):
     file.write_text(text)
     assert revision.recipe.shared == "anchor"
     assert revision.recipe.shared_by == {"lm_head": "changed"}
+    file.write_text(json.dumps(content | {"shared": {"default": "often"}}))
+    with pytest.raises(BranchError, match=r"merge\.json: shared: unknown policy 'often'"):
+        plan_revision(deployed, "add", branch=deployed.parent / "tool")
+    file.write_text(text)
 
 
 def test_changes_that_do_not_fit_are_refused(deployed, tmp_path):

@@ -4,12 +4,13 @@ import shutil
 import sys
 
 import pytest
+from safetensors.torch import save_file
 
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.bar.record import read_record
 from moegraft.cli import main
 from tiny_bar import build_merged, train_branch
-from tiny_families import build_tiny
+from tiny_families import build_tiny, stored_tensors
 
 
 @pytest.fixture
@@ -47,6 +48,17 @@ def test_branch_prints_the_cost_before_and_the_distance_after(moegraft, anchor, 
     found = json.loads(text)
     assert found["branch"]["start"]["distance"]["within_tolerance"]
     assert json.loads((tmp_path / "b" / "branch.json").read_text()) == found["branch"]
+
+
+def test_an_anchor_that_computes_no_numbers_leaves_no_branch(moegraft, anchor, tmp_path):
+    shutil.copytree(anchor, tmp_path / "a")
+    tensors = stored_tensors(anchor)
+    tensors["model.layers.0.self_attn.q_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "a" / "model.safetensors", metadata={"format": "pt"})
+    what = ("bar", "branch", "--anchor", tmp_path / "a", "--domain", "math")
+    code, _, err = moegraft(*what, "--out", tmp_path / "b")
+    assert (code, "a: its logits on the probe text are not finite" in err) == (2, True), err
+    assert not (tmp_path / "b").exists()
 
 
 def test_branch_takes_a_recipe_file_or_flags_but_not_both(moegraft, anchor, tmp_path):
@@ -229,6 +241,14 @@ def test_a_revision_takes_no_other_merge_for_its_own(moegraft, tmp_path, chats):
     code, _, err = moegraft(*what, "--out", tmp_path / "code-2")
     assert (code, "the output is the input" in err) == (2, True), err
     assert not (tmp_path / "code-2.merged").exists()
+    for more, message in (
+        (("--out", merged / "in"), "the output lies inside the input"),
+        (("--out", out, "--suite", tmp_path / "no.yaml"), "no.yaml: no such recipe file"),
+        (("--out", out, "--where", "code"), "--where code: expected DOMAIN=FOLDER"),
+    ):
+        code, _, err = moegraft("bar", "remove", merged, "code", "--no-route", *more)
+        assert (code, message in err) == (2, True), err
+    assert not out.exists()
 
 
 def test_a_home_folder_is_no_folder_called_tilde(moegraft, anchor, tmp_path, monkeypatch):

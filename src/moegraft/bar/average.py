@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moegraft.bar.entries import byte_range, produced
+from moegraft.bar.entries import produced
 from moegraft.checkpoint import StoredPiece, load_tensor
-from moegraft.checkpoint.writer import ByteRange, Produced
+from moegraft.checkpoint.writer import Produced
 from moegraft.errors import BranchError
 
 POLICIES = ("mean", "changed", "anchor", "equal", "first", "sum:WEIGHT")
@@ -38,7 +38,7 @@ class Shared:
 
     def source(
         self, name: str, component: str, pieces: Sequence[StoredPiece], policy: str
-    ) -> ByteRange | Produced:
+    ) -> Produced:
         """What fills the tensor `name`.
 
         Args:
@@ -49,8 +49,6 @@ class Shared:
         """
         assert len(pieces) == len(self.names)
         first = pieces[0]
-        if policy == "first" and len(pieces) > 1 and pieces[1].dtype == first.dtype:
-            return byte_range(pieces[1])
         make = partial(self._merge, name, component, pieces, policy)
         return produced(first.dtype, first.shape, make)
 

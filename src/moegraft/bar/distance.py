@@ -111,9 +111,18 @@ def distance(
         `identical` bit for bit, `within_tolerance`, the largest difference `max_difference`,
         the mean `kl` in nats from the anchor to the branch, `same_first` (share of tokens with
         the same most likely next token), `num_tokens`, `tolerance`.
+
+    Raises:
+        BranchError: the logits of one of them are not finite.
     """
     ids = probe_ids(anchor, texts)
     ours, theirs = (torch.cat(logits_of(c, ids, device=device)) for c in (anchor, branch))
+    for checkpoint, logits in ((anchor, ours), (branch, theirs)):
+        if not torch.isfinite(logits).all():
+            raise BranchError(
+                f"{checkpoint.source}: its logits on the probe text are not finite numbers; look "
+                "at the weights that it was made of"
+            )
     known = ours.shape[1] if known is None else known
     ours, theirs = ours[:, :known], theirs[:, :known]
     kl = torch.nn.functional.kl_div(

@@ -275,7 +275,9 @@ def _named(stage: StageRecipe, about: list[dict[str, Any]]) -> list[dict[str, An
     return [
         {
             **entry,
-            "sources": [Path(n).name if Path(n).exists() else n for n in names[entry["part"]]],
+            "sources": [
+                Path(n).name if Path(n).expanduser().exists() else n for n in names[entry["part"]]
+            ],
         }
         for entry in about
     ]

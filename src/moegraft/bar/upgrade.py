@@ -132,12 +132,15 @@ def _recipe(
     checkpoint = open_checkpoint(merged)
     active = checkpoint.family.top_k(checkpoint.config)
     fewer = active if active < checkpoint.num_experts and record.method == "bar" else None
-    return MergeRecipe(
-        anchor=anchor,
-        branches=tuple(branches.values()),
-        shared="mean" if record.method == "appended" else default,
-        shared_by=by_component,
-        as_released=record.as_released,
-        top_k=fewer,
-        licence=licence,
-    )
+    try:
+        return MergeRecipe(
+            anchor=anchor,
+            branches=tuple(branches.values()),
+            shared="mean" if record.method == "appended" else default,
+            shared_by=by_component,
+            as_released=record.as_released,
+            top_k=fewer,
+            licence=licence,
+        )
+    except ValueError as error:
+        raise BranchError(f"{merged}/{MERGE}: {error}") from None

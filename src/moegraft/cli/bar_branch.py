@@ -1,5 +1,6 @@
 """`moegraft bar branch`: make a branch of a model for one domain."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from moegraft.cli.evaluation import write_json
 from moegraft.cli.steps import say
 from moegraft.config import load_recipe, parse_recipe
-from moegraft.errors import RecipeError
+from moegraft.errors import BranchError, RecipeError
 
 _Json = Annotated[bool, typer.Option("--json", help="Data for machines on stdout.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what it will cost and stop.")]
@@ -153,7 +154,11 @@ def _measured(plan: Any, out: Path, manifest: Any, texts: tuple[str, ...]) -> An
         say(f"distance from the anchor not measured: {lacking}")
         return manifest
     known = min(manifest.tokens.values(), default=None)
-    found = distance(plan.anchor, written, texts, known=known)
+    try:
+        found = distance(plan.anchor, written, texts, known=known)
+    except BranchError:
+        shutil.rmtree(written.path)
+        raise
     manifest = with_distance(manifest, found)
     write_manifest(out, manifest)
     say(distance_line(found, expected_equal=plan.starts_equal))

@@ -10,7 +10,7 @@ import typer
 from moegraft.cli.bar_merge import merge_and_show
 from moegraft.cli.bar_route import train_and_show
 from moegraft.cli.evaluation import execution_of
-from moegraft.cli.gate import EXIT_CODES, report_gate, test_models
+from moegraft.cli.gate import EXIT_CODES, read_suite, report_gate, test_models
 from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.router_options import (
     Data,
@@ -69,6 +69,7 @@ def _command(change: str, what: str, told: str) -> Callable[..., None]:
         device: Device = "auto",
     ) -> None:
         from moegraft.bar.upgrade import plan_revision
+        from moegraft.checkpoint.staging import check_apart
 
         out = out.expanduser()
         if routing and not data:
@@ -82,12 +83,15 @@ def _command(change: str, what: str, told: str) -> Callable[..., None]:
             "length": length,
             "tuning": None if tuning is None else _tuning(tuning),
         }
+        if suite is not None:
+            read_suite(suite)  # before hours go into the model that it tests
+        check_apart(out, [merged])
         revision = plan_revision(
             merged,
             change,  # type: ignore[arg-type]
             branch=None if change == "remove" else subject,
             domain=subject if change == "remove" else None,
-            moved=sources_of(where),
+            moved=_places(where),
             licence=licence,
         )
         if routing:
@@ -110,6 +114,14 @@ def _command(change: str, what: str, told: str) -> Callable[..., None]:
 add = _command("add", "branch", "Add a domain: merge its branch to the others, train the routers.")
 upgrade = _command("upgrade", "branch", "Upgrade a domain: a new branch takes its old one's place.")
 remove = _command("remove", "domain", "Remove a domain: merge the other branches anew.")
+
+
+def _places(given: list[str] | None) -> dict[str, str]:
+    """`--where` options: folders by domain."""
+    for value in given or ():
+        if not all(value.partition("=")):
+            raise RecipeError(f"--where {value}: expected DOMAIN=FOLDER")
+    return sources_of(given) or {}
 
 
 def _tuning(file: Path) -> dict[str, Any]:

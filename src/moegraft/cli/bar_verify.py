@@ -28,6 +28,8 @@ def verify(
     from moegraft.bar.verify import verify_branch
     from moegraft.cli.bar_tables import show_verified
 
+    if tokens < 0:
+        raise RecipeError(f"--tokens: expected 0 or more, got {tokens}")
     if tokens and original is None:
         raise RecipeError("--tokens has no effect without --original; drop it")
     found = verify_branch(branch, original, tokens=tokens)

@@ -105,7 +105,7 @@ def test_models(
     asked = [parse_argument(text) for text in models]
     if len(asked) < 2:
         raise RecipeError("name the deployed model and the candidate: gate OLD NEW --suite FILE")
-    suite, conditions = _suite(path)
+    suite, conditions = read_suite(path)
     recipe = EvaluationRecipe(
         {}, conditions, suite.limit, suite.seed, suite.dtype, suite.chat_template
     )
@@ -149,7 +149,7 @@ def _plan(
     from moegraft.compare.imports import parse_argument, read_results
     from moegraft.compare.results import pair
 
-    suite, conditions = _suite(path)
+    suite, conditions = read_suite(path)
     asked = [one for one in map(parse_argument, models) if not one.is_model]
     results = [
         one for arg in asked for one in read_results(arg, metric=suite.metric, rename=rename)
@@ -180,7 +180,7 @@ def _plan(
     return 0 if all(entry["carried"] for entry in planned) else EXIT_CODES["inconclusive"]
 
 
-def _suite(path: Path) -> tuple[Any, tuple[str, ...]]:
+def read_suite(path: Path) -> tuple[Any, tuple[str, ...]]:
     """The suite with its conditions called as results call them, and what to evaluate for each.
 
     Files are looked for beside the suite first.
