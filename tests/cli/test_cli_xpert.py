@@ -67,7 +67,9 @@ def test_counts_alone_rank_experts(moegraft, counts, tmp_path):
     assert code == 0, err
     assert "Experts that serve every domain, by a_minus_c" in text
     assert "0 of 2 chosen experts are used at least as often as chance in every domain" in text
-    assert "Routing of tuned against base" in text
+    assert "Routing of tuned against base" in text and "One domain" not in text
+    _, text, _ = moegraft("identify", *what, "--domain", "a")
+    assert "One domain: nothing tells experts of all domains from specialists." in text
     found = json.loads((tmp_path / "o" / "selection.json").read_text())
     assert [layer["chosen"][0]["expert"] for layer in found["layers"]] == [1, 1]
     assert found["shift"]["changes"][0]["moved"] == pytest.approx(0.1)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from moegraft.errors import EvalDataError, RecipeError, RunError
+from moegraft.errors import CheckpointError, EvalDataError, RecipeError, RunError
 from moegraft.evals.execution import Execution
 from moegraft.evals.harness import load_condition
 from moegraft.train.text import IGNORED
@@ -139,6 +139,11 @@ def test_bad_arms_and_tasks_are_refused(arms, chat_pair, tasks, tmp_path):
             Finetuning(("tiny_color",), **odd)
     with pytest.raises(RecipeError, match="at least one task"):
         Finetuning(())
+    with pytest.raises(CheckpointError, match="nowhere"):
+        finetune_arms({"one": arms["one"], "two": [one, "nowhere"]}, HOW, tmp_path / "out")
+    with pytest.raises(RecipeError, match="device 'gpu': expected auto, cpu"):
+        finetune_arms(arms, HOW, tmp_path / "out", execution=Execution(device="gpu"))
+    assert not (tmp_path / "out").exists()
     untrained = Finetuning(("nano_math",))
     with pytest.raises(EvalDataError, match="names no training split"):
         finetune_arms(arms, untrained, tmp_path / "out")

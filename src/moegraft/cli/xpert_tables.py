@@ -54,6 +54,8 @@ def show_identification(console: Console, found: Content) -> None:
         "left out: chosen again without one of the domains.",
     )
     print_note(console, _verdict(found))
+    if len(found["domains"]) == 1:
+        print_note(console, "One domain: nothing tells experts of all domains from specialists.")
     _show_coverage(console, found)
 
 

@@ -28,6 +28,7 @@ from moegraft.evals.harness import load_condition
 from moegraft.evals.lock import writer_lock
 from moegraft.evals.run import Progress
 from moegraft.runtime.load import from_pretrained, no_progress_bars
+from moegraft.runtime.placement import find_device
 from moegraft.train.chats import pack_answers
 from moegraft.train.lm import train_lm
 from moegraft.train.options import TrainOptions
@@ -123,13 +124,17 @@ def finetune_arms(
         gold answer by seed, and the comparison of the arms over seeds and items.
 
     Raises:
-        RecipeError: fewer than two arms, or other numbers of seeds.
+        RecipeError: fewer than two arms, other numbers of seeds, or no such device.
+        CheckpointError: a checkpoint cannot be opened; nothing is trained then.
         RunError: `out` has models that were finetuned otherwise, or another process writes it.
         EvalDataError: a task without training records, or without data.
         TrainingError: a loss is not finite.
     """
     _check(arms)
     run = _Run(how, Path(out), execution or Execution(), on_step, on_progress)
+    find_device(run.execution.device)
+    for source in dict.fromkeys(source for own in arms.values() for source in own):
+        open_plain(source)  # before the first of them is trained
     found: dict[str, Any] = {"schema": 1, "arms": {name: [*own] for name, own in arms.items()}}
     with writer_lock(run.out, (1, 1)):
         found["tasks"] = {task: run.task(task, arms) for task in how.conditions}
