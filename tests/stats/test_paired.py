@@ -63,6 +63,15 @@ def test_sign_flips_are_the_enumeration_and_scipys_permutation_test():
     assert sign_flip_p(many) == pytest.approx(theirs.pvalue, abs=0.015)  # both Monte Carlo
 
 
+def test_whole_numbers_of_any_size_are_tested_at_once():
+    """Exact while their sum is moderate; token counts are resampled, not tabulated one by one."""
+    sums = np.random.default_rng(0).integers(-500, 501, size=14).astype(np.float64)
+    signs = np.array(list(product((-1, 1), repeat=len(sums))))
+    exact = float(np.mean(np.abs(signs @ sums) >= abs(sums.sum())))
+    assert sign_flip_p(sums) == pytest.approx(exact)
+    assert sign_flip_p(sums * 10**9) == pytest.approx(exact, abs=0.015)  # Monte Carlo
+
+
 def test_items_of_one_passage_are_one_observation():
     a, b = pairs(200)
     wide_a, wide_b = np.repeat(a, 4), np.repeat(b, 4)

@@ -15,6 +15,8 @@ from moegraft.stats.inference import NUM_RESAMPLES, Estimate, is_binary, mcnemar
 Kind = Literal["mcnemar", "sign-flip"]
 
 _MAX_ENUMERATED = 12
+_MAX_REACH, _MAX_WORK = 10**6, 2 * 10**8
+"""Largest sum of whole numbers, and of additions, for which the distribution is worked out."""
 _CHUNK = 2**18
 
 
@@ -94,14 +96,16 @@ def sign_flip_p(
     """Two-sided p that differences are as likely with the opposite sign: P(|sum s_c D_c| >= |sum|).
 
     Fisher 1935 (Design of Experiments, section 21), signs flipped by cluster. Exact for whole
-    numbers (0/1 scores; it is McNemar's test where no cluster has two items) and for up to 12
-    clusters that differ; else (1 + hits) / (1 + resamples), which keeps the level too.
+    numbers (0/1 scores; it is McNemar's test where no cluster has two items) unless they are very
+    large, and for up to 12 clusters that differ; else (1 + hits) / (1 + resamples), which keeps
+    the level too.
     """
     sizes = np.abs(sums[np.abs(sums) > 1e-12])
     if not len(sizes):
         return 1.0
-    observed = float(np.abs(sums.sum()))
-    if np.all(np.abs(sizes - np.rint(sizes)) < 1e-9):
+    observed, reach = float(np.abs(sums.sum())), float(sizes.sum())
+    whole = bool(np.all(np.abs(sizes - np.rint(sizes)) < 1e-9))
+    if whole and reach <= _MAX_REACH and reach * len(sizes) <= _MAX_WORK:
         return _exact(np.rint(sizes).astype(np.int64), observed)
     threshold = observed - 1e-9 * float(sizes.sum())
     if len(sizes) <= _MAX_ENUMERATED:
@@ -122,9 +126,15 @@ def _exact(sizes: np.ndarray, observed: float) -> float:
     """Distribution of a sum of whole numbers with random signs: one binomial per distinct size."""
     mass = np.ones(1)
     for size, count in zip(*np.unique(sizes, return_counts=True), strict=True):
-        steps = np.zeros(2 * int(count * size) + 1)
-        steps[:: 2 * int(size)] = binom.pmf(np.arange(count + 1), count, 0.5)
-        mass = np.convolve(mass, steps)
+        chances = binom.pmf(np.arange(count + 1), count, 0.5)
+        if len(mass) == 1:
+            wider = np.zeros(2 * int(count * size) + 1)
+            wider[:: 2 * int(size)] = chances * mass
+        else:
+            wider = np.zeros(len(mass) + 2 * int(count * size))
+            for flips, chance in enumerate(chances):
+                wider[2 * int(size) * flips :][: len(mass)] += chance * mass
+        mass = wider
     reach = (len(mass) - 1) // 2
     sums = np.abs(np.arange(-reach, reach + 1))
     return min(1.0, float(mass[sums >= observed - 0.5].sum()))
