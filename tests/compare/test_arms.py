@@ -59,6 +59,16 @@ def test_recipes_are_compared_over_their_seeds():
     assert "McNemar" not in found["methods"]
 
 
+def test_one_item_shows_nothing_whatever_the_seeds_say():
+    given = {model: np.array([float(model[0] == "d")]) for model in scores(1)}
+    found = compare(pairing({"math": given}), arms=SEEDS)
+    (test,) = found["conditions"][0]["comparisons"]
+    assert (test["p"], test["established"], test["interval"]) == (1.0, False, [-1.0, 1.0])
+    assert "1 items are too few to detect anything" in test["sentence"]
+    assert "the items are too few to detect any difference." in found["methods"]
+    assert found["conditions"][0]["ranking"][0]["interval"] == [0.0, 1.0]
+
+
 def test_a_difference_that_single_checkpoints_show_may_not_be_one_of_recipes():
     given = scores(3000, spread=0.06, gain=0.0, seed=3)
     both = {"s1": given["s1"], "d2": given["d2"]}

@@ -67,19 +67,31 @@ def test_what_more_items_leave_of_the_seeds_variance_is_what_seeds_differ_by():
 
 
 def test_pooled_conditions_count_by_their_weights_and_not_by_their_items():
-    """Two conditions of 3 items and 1 item, weighted equally: worked out by hand."""
-    a = np.array([[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]])
-    b = np.array([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
-    weights, strata = np.array([1 / 6, 1 / 6, 1 / 6, 1 / 2]), ("x", "x", "x", "y")
+    """Two conditions of 18 items and 6 items, weighted equally: worked out by hand."""
+    a = np.tile([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]], 8)
+    b = np.tile([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], 8)
+    b[:, 18:] = np.tile([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]], 2)
+    weights, strata = np.array([1 / 36] * 18 + [1 / 12] * 6), ("x",) * 18 + ("y",) * 6
     found = seed_test(a, b, weights=weights, strata=strata)
-    # means over seeds: a = (1, .5, .5, 1), b = (.5, .5, 0, .5); differences (.5, 0, .5, .5)
-    assert found.estimate.value == pytest.approx(0.5 * (1 / 3) + 0.5 * 0.5)
-    # seeds of a: 5/6 both; of b: 4/6 and 1/6, variance 1/8, halved
-    assert found.seed_variance == pytest.approx(1 / 16)
-    # within x the differences deviate by 1/6, -1/3, 1/6 from 1/3; y has one item
-    spread = np.array([1 / 6, -1 / 3, 1 / 6, 0.0]) * weights
-    assert found.item_variance == pytest.approx(np.sum(spread**2) * 4 / 3)
-    assert seed_mean(a, weights=weights, strata=strata).value == pytest.approx(5 / 6)
+    # means over seeds: a = (1, .5, .5), b = (.5, .5, 0) in x and (.5, .5, 0) in y
+    assert found.estimate.value == pytest.approx(1 / 3)
+    # seeds of a: 2/3 both; of b: 1/3 in x both, 2/3 and 0 in y: 1/2 and 1/6, variance 1/18, halved
+    assert found.seed_variance == pytest.approx(1 / 36)
+    # differences (.5, 0, .5) deviate by 1/6, -1/3, 1/6 from 1/3 in both conditions
+    spread = np.tile([1 / 6, -1 / 3, 1 / 6], 8) * weights
+    assert found.item_variance == pytest.approx(np.sum(spread**2) * 24 / 23)
+    assert seed_mean(a, weights=weights, strata=strata).value == pytest.approx(2 / 3)
+
+
+def test_a_recipe_that_is_ahead_on_every_item_needs_more_than_a_few():
+    """A variance of 0 over few items is no proof: as single checkpoints, six items it takes."""
+    for num_items, p in ((1, 1.0), (3, 1 / 4), (5, 1 / 16), (6, 1 / 32)):
+        ones, zeros = np.ones((2, num_items)), np.zeros((3, num_items))
+        found = seed_test(ones, zeros)
+        assert found.p_value == pytest.approx(max(p, mcnemar(ones[0], zeros[0]).p))
+        assert found.error == pytest.approx(1 / num_items)
+    nearly = seed_test(np.array([[1.0, 1, 1, 1, 0]] * 2), np.zeros((2, 5)))
+    assert nearly.p_value == pytest.approx(1 / 8)
 
 
 def test_paired_seeds_do_not_count_what_a_seed_does_to_both():

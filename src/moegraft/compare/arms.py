@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from moegraft.compare.results import Paired, Pairing
 from moegraft.errors import ResultsError
-from moegraft.stats import detectable_by_error, seed_mean, seed_test
+from moegraft.stats import Interval, detectable_by_error, seed_mean, seed_test
 
 Arms = Mapping[str, Sequence[str]]
 Pick = Callable[[str, str], bool]
@@ -80,7 +80,7 @@ class Rows:
                 {
                     "model": arm,
                     "score": found.value,
-                    "interval": [found.interval.low, found.interval.high],
+                    "interval": self._within(found.interval, 0.0),
                     "seeds": dict(zip(self.seeds[arm], map(float, means), strict=True)),
                 }
             )
@@ -92,12 +92,11 @@ class Rows:
 
     def _test(self, a: str, b: str) -> _Entry:
         found = seed_test(self.scores[a], self.scores[b], **self._how())
-        interval = found.estimate.interval
         return {
             "a": a,
             "b": b,
             "difference": found.estimate.value,
-            "interval": [interval.low, interval.high],
+            "interval": self._within(found.estimate.interval, -1.0),
             "test": "seeds",
             "p": found.p_value,
             "degrees": found.degrees,
@@ -107,6 +106,12 @@ class Rows:
             "lasting_variance": found.lasting_variance,
             "num_seeds": list(found.num_seeds),
         }
+
+    def _within(self, interval: Interval, lowest: float) -> list[float]:
+        """The ends of a t interval, not beyond what scores between 0 and 1 can reach."""
+        if any(rows.min() < 0 or rows.max() > 1 for rows in self.scores.values()):
+            return [interval.low, interval.high]
+        return [max(lowest, interval.low), min(1.0, interval.high)]
 
     def _how(self) -> dict[str, Any]:
         return {"clusters": self.clusters, "weights": self.weights, "strata": self.strata}

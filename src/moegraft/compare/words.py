@@ -90,18 +90,7 @@ def methods_paragraph(comparison: Mapping[str, Any]) -> str:
             f"{points(settings['margin'])} points by two one-sided tests (Schuirmann 1987; "
             f"{how}), each at a level of {settings['alpha']:g}, unadjusted."
         )
-    detectable = sorted(test["detectable"] for test in tests)
-    spread = (
-        f"{points(detectable[0])} points"
-        if points(detectable[0]) == points(detectable[-1])
-        else f"{points(detectable[0])} to {points(detectable[-1])} points"
-    )
-    seen = "variance of seeds and items" if comparison["arms"] else "discordance"
-    sentences.append(
-        f"At Bonferroni's level for {settings['num_tests']} tests and the observed {seen}, "
-        f"differences of {spread} are detected with a power of {100 * settings['power']:.0f} %"
-        f"{'' if comparison['arms'] else ' (Connor 1987)'}."
-    )
+    sentences.append(_power(comparison, [test["detectable"] for test in tests]))
     if comparison["overall"] is not None:
         sentences.append(_overall(comparison))
     sentences.append(
@@ -184,7 +173,8 @@ def _tests(comparison: Mapping[str, Any]) -> str:
     words = {
         "mcnemar": "the exact two-sided McNemar test",
         "sign-flip": "a two-sided sign-flip permutation test of the paired differences",
-        "seeds": "that two-sided t test",
+        "seeds": "that two-sided t test, or from sign flips of the seed-averaged differences "
+        "where these are more cautious",
     }
     used = _listed([text for kind, text in words.items() if kind in kinds])
     if settings["num_tests"] == 1:
@@ -195,6 +185,23 @@ def _tests(comparison: Mapping[str, Any]) -> str:
         f"p values are from {used}, adjusted by Holm's method for all {settings['num_tests']} "
         f"comparisons{over} (family-wise level {settings['alpha']:g})."
     )
+
+
+def _power(comparison: Mapping[str, Any], detectable: Sequence[float]) -> str:
+    """Which differences the items detect; none where it would take more than all there are."""
+    settings, arms = comparison["settings"], comparison["arms"]
+    count, seen = settings["num_tests"], "variance of seeds and items" if arms else "discordance"
+    lead = f"At Bonferroni's level for {count} test{'s'[: count != 1]} and the observed {seen}, "
+    able = sorted(size for size in detectable if size < 1)
+    if not able:
+        return f"{lead}the items are too few to detect any difference."
+    ends = list(dict.fromkeys([points(able[0]), points(able[-1])]))
+    text = (
+        f"{lead}differences of {' to '.join(ends)} points are detected with a power of "
+        f"{100 * settings['power']:.0f} %{'' if arms else ' (Connor 1987)'}"
+    )
+    rest = len(detectable) - len(able)
+    return f"{text}; in {rest} of the tests the items are too few." if rest else f"{text}."
 
 
 def _overall(comparison: Mapping[str, Any]) -> str:
