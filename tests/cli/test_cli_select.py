@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from moegraft.cli import main
+from moegraft.cli import main, select
 
 
 @pytest.fixture
@@ -57,6 +58,12 @@ def test_the_table_is_printed_and_the_recipe_is_taken_by_transfer(moegraft, run_
     code, out, err = moegraft("transfer", recipe, "--out", tmp_path / "made", "--json")
     assert code == 0, err
     assert (tmp_path / "made" / "config.json").exists()
+
+
+def test_sentences_break_between_words_at_the_width_of_the_terminal(moegraft, run_dir, monkeypatch):
+    monkeypatch.setattr(select, "stdout_console", lambda: Console(width=80))
+    _, out, _ = moegraft("select", run_dir)
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_json_holds_table_and_choice(moegraft, run_dir):

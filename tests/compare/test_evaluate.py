@@ -201,3 +201,11 @@ def test_a_server_is_asked_by_commands_only(tmp_path, make_command):
         evaluate_models(recipe, tmp_path / "run")
     assert evaluate_models(EvaluationRecipe({"a": url}, (str(make_command()),)), tmp_path / "run")
     assert (tmp_path / "command" / "asked.txt").read_text().startswith("v1 ")
+
+
+def test_a_damaged_record_of_a_run_has_a_way_out(tmp_path):
+    recipe = EvaluationRecipe({"old": "a", "new": "b"}, ("task",))
+    claim_run(tmp_path, recipe)
+    (tmp_path / "env.json").write_text("{")
+    with pytest.raises(RunError, match=r"env\.json is missing or damaged; delete it and repeat"):
+        claim_run(tmp_path, recipe)

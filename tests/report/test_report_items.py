@@ -42,10 +42,10 @@ def test_a_folder_without_results_is_one_clear_line(tmp_path):
 def test_damaged_files_name_themselves(tmp_path, make_run, make_row, put_cell):
     make_run(tmp_path, num_items=3)
     (tmp_path / "env.json").write_text('{"schema": 1')
-    with pytest.raises(RunError, match=r"env\.json: damaged"):
+    with pytest.raises(RunError, match=r"env\.json: damaged: .*; delete it and repeat"):
         read_run(tmp_path)
     (tmp_path / "env.json").write_text("[]")
-    with pytest.raises(RunError, match="expected a mapping, got list"):
+    with pytest.raises(RunError, match="it holds no mapping; delete it"):
         read_run(tmp_path)
     (tmp_path / "env.json").write_text("{}")
     bad = {key: value for key, value in make_row("x", 1.0).items() if key != "score"}

@@ -21,7 +21,15 @@ def test_the_same_recipe_continues_and_knows_when_it_is_done(tmp_path):
     claim_run(tmp_path, RECIPE)
     assert not claim_run(tmp_path, RECIPE)
     (tmp_path / "DONE").touch()
+    assert not claim_run(tmp_path, RECIPE)  # env.json was taken away: it is written anew
+    (tmp_path / "env.json").touch()
     assert claim_run(tmp_path, RECIPE)
+
+
+def test_a_damaged_recipe_of_a_run_has_a_way_out(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("host: [")
+    with pytest.raises(RunError, match="put the run's recipe back as it was, or choose another"):
+        claim_run(tmp_path, RECIPE)
 
 
 def test_a_larger_limit_reopens_a_finished_run(tmp_path):

@@ -4,12 +4,19 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 import moegraft
 from moegraft.cli.commands import Subcommands
+from moegraft.cli.terminal import (
+    drop_stdout,
+    make_printable,
+    show_whole_flags,
+    stderr_console,
+    told_of_full_disk,
+)
 from moegraft.errors import MoegraftError
 
 app = typer.Typer(
@@ -51,16 +58,35 @@ _EXTRA_OF = {
 """By package, the extra that brings it; the base install has none of them."""
 
 
+_UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for flags and arguments that it does not know; it has no name of its own."""
+
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
 
 
 def main() -> None:
-    """Run the command line; exit 2 on an error that the user can mend."""
+    """Run the command line; exit 2 (`gate`: 3) on an error that the user can mend."""
+    make_printable()
+    if "--help" in sys.argv:
+        show_whole_flags()
+    try:
+        _run()
+    except BrokenPipeError:  # nobody reads on, as with `| head`
+        drop_stdout()
+        sys.exit(1)
+    except OSError as error:
+        _exit_with(told_of_full_disk(error))
+
+
+def _run() -> None:
     try:
         with _telling():
             app()
     except SystemExit as stop:
+        sys.stdout.flush()  # here a full disk can still be told of
+        if isinstance(stop.__context__, _UsageError):
+            sys.exit(_wrong_input())
         # typer ends so on Ctrl-C, without a word; a command that has told raises `from None`.
         cause = getattr(stop.__context__, "__cause__", None)
         if stop.code == INTERRUPTED and isinstance(cause, KeyboardInterrupt):
@@ -97,8 +123,11 @@ def _telling() -> Iterator[None]:
 
 
 def _exit_with(told: str) -> NoReturn:
-    from rich.console import Console
-
     escaped = told.replace("[", "\\[")
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escaped}", highlight=False)
-    sys.exit(2)
+    stderr_console().print(f"[bold red]error:[/] {escaped}", highlight=False)
+    sys.exit(_wrong_input())
+
+
+def _wrong_input() -> int:
+    """The exit status; 1 and 2 are verdicts of `gate`."""
+    return 3 if sys.argv[1:2] == ["gate"] else 2

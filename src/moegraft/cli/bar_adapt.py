@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from moegraft.cli.bar_branch import recipe_of
-from moegraft.cli.evaluation import write_json
 from moegraft.cli.steps import say, show_steps
+from moegraft.cli.terminal import stdout_console, write_json
 from moegraft.errors import RecipeError
 
 _Data = list[str] | None
@@ -90,7 +89,7 @@ def _adapt(recipe: Any, out: Path | None, *, as_json: bool) -> None:
             adapt(recipe, out)
         return
     if not as_json:
-        show_stages(Console(), plan)
+        show_stages(stdout_console(), plan)
     if out is None:
         if as_json:
             write_json({"plan": plan})
@@ -109,7 +108,7 @@ def _adapt(recipe: Any, out: Path | None, *, as_json: bool) -> None:
     if as_json:
         write_json({"plan": plan, "stages": [dict(stage) for stage in manifest.stages]})
     else:
-        show_trained(Console(), manifest.stages)
+        show_trained(stdout_console(), manifest.stages)
     say(f"wrote {out / RESULT}; nothing that was frozen has moved")
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from moegraft.cli.evaluation import write_json
 from moegraft.cli.steps import say
+from moegraft.cli.terminal import stdout_console, write_json
 from moegraft.config import load_recipe, parse_recipe
 from moegraft.errors import BranchError, RecipeError
 
@@ -112,8 +111,8 @@ def _make_branch(
     plan, write = _plan(recipe)
     costs = plan.costs(domains)
     if not as_json:
-        show_branch(Console(), plan)
-        show_costs(Console(), costs)
+        show_branch(stdout_console(), plan)
+        show_costs(stdout_console(), costs)
     for warning in plan.warnings:
         say(f"warning: {warning}")
     manifest = None

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from moegraft.cli.bar_branch import recipe_of
-from moegraft.cli.evaluation import write_json
 from moegraft.cli.steps import say
+from moegraft.cli.terminal import stdout_console, write_json
 from moegraft.errors import RecipeError
 
 
@@ -99,7 +98,7 @@ def merge_and_show(recipe: Any, out: Path | None, *, as_json: bool, is_last: boo
     plan = plan_merge(recipe)
     for warning in plan.warnings:
         say(f"warning: {warning}")
-    console = Console()
+    console = stdout_console()
     if not as_json:
         show_merge(console, plan)
     record = None

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from moegraft.cli.evaluation import write_json
 from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.steps import draw_figures, say, write_content
+from moegraft.cli.terminal import stdout_console, write_json
 
 LEDGER = "ledger.json"
 
@@ -37,4 +36,4 @@ def report(
     if as_json:
         write_json(found)
     else:
-        show_ledger(Console(), found)
+        show_ledger(stdout_console(), found)

@@ -4,10 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from moegraft.cli.bar_branch import recipe_of
-from moegraft.cli.evaluation import write_json
 from moegraft.cli.router_options import (
     BatchSize,
     Data,
@@ -27,6 +25,7 @@ from moegraft.cli.router_options import (
     tuning_of,
 )
 from moegraft.cli.steps import draw_figures, say, show_steps
+from moegraft.cli.terminal import stdout_console, write_json
 from moegraft.errors import RecipeError
 
 
@@ -107,9 +106,9 @@ def train_and_show(
         write_json(found)
         return
     rows = [(f"k = {row['k']}, router {row['router']}", row["loss"]) for row in found["rows"]]
-    show_losses(Console(), rows)
+    show_losses(stdout_console(), rows)
     for name, profile in found["routing"].items():
-        show_routing(Console(), profile, f"weight of each expert, k = {name}")
+        show_routing(stdout_console(), profile, f"weight of each expert, k = {name}")
     say(f"wrote {out}")
 
 

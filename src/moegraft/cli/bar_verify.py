@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from moegraft.cli.evaluation import write_json
 from moegraft.cli.recipe import RecipeOption
+from moegraft.cli.terminal import stdout_console, write_json
 from moegraft.errors import RecipeError
 
 
@@ -36,4 +35,4 @@ def verify(
     if as_json:
         write_json(found.as_dict())
     else:
-        show_verified(Console(), branch, found)
+        show_verified(stdout_console(), branch, found)

@@ -1,6 +1,5 @@
 """`moegraft blame`: which experts, or which layers' components, carry a difference."""
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from moegraft.cli.options import DeviceMapOption, parse_device_map
+from moegraft.cli.terminal import stderr_console, stdout_console, write_json
+from moegraft.cli.wide_table import print_note
 from moegraft.errors import RecipeError, RunError
 
 _OF_RUN = ("host", "donor", "seed", "dtype", "qk_norm", "chat_template", "chat_template_kwargs")
@@ -96,7 +97,7 @@ def blame(
         command=shlex.join(["moegraft", *sys.argv[1:]]),
     )
     folder = _folder(run, out, recipe.condition, recipe.units)
-    notes = Console(stderr=True, soft_wrap=True)
+    notes = stderr_console()
     with _progress(notes) as on_step:
         content = run_blame(
             recipe,
@@ -106,9 +107,9 @@ def blame(
             on_note=lambda note: notes.print(note, style="dim", markup=False),
         )
     if as_json:
-        sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_json(content)
     else:
-        _show(Console(), content, folder)
+        _show(stdout_console(), content, folder)
 
 
 def _of_run(run: Path | None) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def _show(console: Console, content: Mapping[str, Any], folder: Path) -> None:
 
     report = BlameReport(content)
     for sentence in report.sentences():
-        console.print(f"- {sentence}", markup=False, highlight=False, soft_wrap=True)
+        print_note(console, f"- {sentence}")
     table = Table(box=SIMPLE_HEAD)
     for number, title in enumerate(HEADER):
         table.add_column(escape(title), justify="right" if 0 < number < len(HEADER) - 1 else "left")

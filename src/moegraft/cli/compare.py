@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from moegraft.cli.evaluation import (
     DataOption,
@@ -22,9 +21,9 @@ from moegraft.cli.evaluation import (
     execution_of,
     gather_results,
     renames,
-    write_json,
 )
 from moegraft.cli.options import command_line, parse_limit, parse_weights, split_list
+from moegraft.cli.terminal import stdout_console, write_json
 from moegraft.errors import RecipeError, ResultsError
 
 
@@ -147,7 +146,7 @@ def compare(
     if json:
         write_json(found)
     else:
-        show_comparison(found, Console())
+        show_comparison(found, stdout_console())
 
 
 def _arms(texts: Sequence[str] | None) -> dict[str, list[str]] | None:

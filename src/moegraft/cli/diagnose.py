@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from moegraft.cli.evaluation import write_json
 from moegraft.cli.options import DeviceMapOption, parse_device_map
 from moegraft.cli.steps import draw_figures, say, show_steps, write_content
+from moegraft.cli.terminal import stdout_console, write_json
 from moegraft.errors import CheckpointError, RecipeError
 
 _Field = Annotated[list[str] | None, typer.Option("--field", help="Of .jsonl records; repeatable.")]
@@ -68,7 +67,7 @@ def diagnose(
     if as_json:
         write_json(found)
     else:
-        show_diagnosis(Console(), found)
+        show_diagnosis(stdout_console(), found)
         say(f"{run_dir / 'diagnose.json'} and {run_dir / 'figures'} written")
 
 
@@ -164,7 +163,7 @@ def profile(
     if as_json:
         write_json(found)
     else:
-        show_profile(Console(), found)
+        show_profile(stdout_console(), found)
 
 
 def _check_profile(donor: str | None, configuration: str | None, **numbers: int) -> None:

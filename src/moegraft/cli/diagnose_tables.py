@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from moegraft.cli.wide_table import print_note
 from moegraft.report.tables import fold_label
 
 Content = Mapping[str, Any]
@@ -29,7 +30,7 @@ def show_profile(console: Console, found: Content) -> None:
         f"{domain} {count:,}"
         for domain, count in zip(found["domains"], found["num_tokens"], strict=True)
     )
-    _say(console, f"{found['num_experts']} experts, top-{found['top_k']}; tokens: {tokens}")
+    print_note(console, f"{found['num_experts']} experts, top-{found['top_k']}; tokens: {tokens}")
     shown = found["domains"][:_MAX_DOMAINS]
     table = Table(box=SIMPLE_HEAD, title="How evenly experts are loaded (1 = all alike)")
     table.add_column("layer", justify="right")
@@ -40,11 +41,15 @@ def show_profile(console: Console, found: Content) -> None:
     for place, layer in enumerate(found["layers"]):
         table.add_row(str(layer), *_profile_row(found, place, len(shown)))
     console.print(table)
-    _say(console, "undecided: mean entropy of the router's distribution over ln(experts).")
-    _say(console, "between domains: what the choice of an expert tells about the domain, in bits.")
+    print_note(console, "undecided: mean entropy of the router's distribution over ln(experts).")
+    print_note(
+        console, "between domains: what the choice of an expert tells about the domain, in bits."
+    )
     if len(found["domains"]) > len(shown):
-        _say(console, f"{len(found['domains']) - len(shown)} more domains with --json or --out.")
-    _say(console, _dead_line(found))
+        print_note(
+            console, f"{len(found['domains']) - len(shown)} more domains with --json or --out."
+        )
+    print_note(console, _dead_line(found))
 
 
 def _profile_row(found: Content, place: int, num_shown: int) -> Iterator[str]:
@@ -75,7 +80,7 @@ def show_diagnosis(console: Console, found: Content) -> None:
         for table in _pairing_tables(found["coadaptation"]):
             console.print(table)
     for sentence in (*found["sentences"], *found["notes"]):
-        _say(console, sentence)
+        print_note(console, sentence)
 
 
 def _agreement_table(found: Content, *, narrow: bool) -> Table:
@@ -162,7 +167,3 @@ def _mean(rows: Sequence[Sequence[float]] | None, *, last: bool) -> float | None
         return None
     layers = _by_layer(rows)
     return layers[-1] if last else float(np.mean(layers))
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

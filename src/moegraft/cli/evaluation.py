@@ -1,14 +1,13 @@
 """What `compare` and `gate` share: options, evaluation with progress, JSON on stdout."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from moegraft.cli.options import command_line, parse_bytes, parse_shard, show_progress
+from moegraft.cli.terminal import stderr_console
 from moegraft.errors import RecipeError
 
 DataOption = Annotated[Path | None, typer.Option(help="Folder with local JSON lines.")]
@@ -69,7 +68,7 @@ def gather_results(
     """Results of every argument; None, and a sentence, while other shards still evaluate."""
     from moegraft.compare.gather import gather
 
-    notes = Console(stderr=True, soft_wrap=True)
+    notes = stderr_console()
     try:
         with show_progress("evaluation") as on_progress:
             results = gather(
@@ -101,10 +100,3 @@ def renames(pairs: Sequence[str] | None) -> dict[str, str]:
             raise RecipeError(f"--rename {text}: expected OLD=NEW")
         found[old] = new
     return found
-
-
-def write_json(content: Any) -> None:
-    """Data for machines, on stdout."""
-    import json
-
-    sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from moegraft.cli.evaluation import (
     DataOption,
@@ -23,8 +22,8 @@ from moegraft.cli.evaluation import (
     execution_of,
     gather_results,
     renames,
-    write_json,
 )
+from moegraft.cli.terminal import stderr_console, stdout_console, write_json
 from moegraft.errors import MoegraftError, RecipeError, ResultsError
 
 EXIT_CODES = {"pass": 0, "regressed": 1, "inconclusive": 2}
@@ -82,7 +81,7 @@ def gate(
             )
             code = report_gate(found, junit, json)
     except MoegraftError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
+        stderr_console().print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(ERROR) from None
     raise typer.Exit(code)
 
@@ -134,7 +133,7 @@ def report_gate(found: Mapping[str, Any] | None, path: Path | None, json: bool) 
     if json:
         write_json(found)
     else:
-        show_gate(found, Console())
+        show_gate(found, stdout_console())
     return EXIT_CODES[found["verdict"]]
 
 
@@ -176,7 +175,7 @@ def _plan(
     if json:
         write_json(planned)
     else:
-        show_plan(planned, suite, Console())
+        show_plan(planned, suite, stdout_console())
     return 0 if all(entry["carried"] for entry in planned) else EXIT_CODES["inconclusive"]
 
 

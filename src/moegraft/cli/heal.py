@@ -3,10 +3,8 @@
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from moegraft.cli.bar_branch import recipe_of
-from moegraft.cli.evaluation import write_json
 from moegraft.cli.router_options import (
     BatchSize,
     Data,
@@ -26,6 +24,7 @@ from moegraft.cli.router_options import (
     tuning_of,
 )
 from moegraft.cli.steps import draw_figures, say, show_steps
+from moegraft.cli.terminal import stdout_console, write_json
 from moegraft.errors import RecipeError
 
 
@@ -90,5 +89,5 @@ def heal(
         ("as composed", found["loss_before"]),
         (f"{trained} trained", found["loss_after"]),
     ]
-    show_losses(Console(), rows)
+    show_losses(stdout_console(), rows)
     say(f"wrote {out}; all but {trained} is byte for byte as it was")

@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from moegraft.cli.terminal import stderr_console
 from moegraft.errors import RecipeError
 
 DeviceMapOption = Annotated[
@@ -129,7 +130,7 @@ def show_progress(what: str = "sweep") -> Iterator[Callable[[Any], None]]:
     Args:
         what: names the stage in which items are scored, before control and confirmation.
     """
-    console = Console(stderr=True)
+    console = stderr_console(soft_wrap=False)
     stages = {"items": what, **_STAGES}
     if not console.is_terminal:
         yield _Lines(console, stages)

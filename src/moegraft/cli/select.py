@@ -13,13 +13,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from moegraft.cli.evaluation import DataOption, DeviceOption, IncludeOption, write_json
+from moegraft.cli.evaluation import DataOption, DeviceOption, IncludeOption
 from moegraft.cli.options import (
     DeviceMapOption,
     command_line,
     parse_device_map,
     parse_weights,
 )
+from moegraft.cli.terminal import stderr_console, stdout_console, write_json
+from moegraft.cli.wide_table import print_note
 from moegraft.errors import RecipeError
 
 _WIDE = 100
@@ -99,13 +101,13 @@ def select(
         recipe = None if out is None else str(out)
         write_json({**content, "choice": choice, "recipe": recipe})
         return
-    console = Console()
+    console = stdout_console()
     if not content["finished"]:
-        Console(stderr=True).print("the run is not finished; all this may change", style="dim")
+        stderr_console().print("the run is not finished; all this may change", style="dim")
     _show(console, content["table"])
     asked = [choice] if choice is not None else []
     for line in [told(one) for one in asked or content["table"]]:
-        console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+        print_note(console, f"- {line}")
     if out is not None and choice is not None:
         line = _compose(choice, out)
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -131,23 +133,21 @@ def _search(
     if missing or out is None:
         raise RecipeError(f"--search: {', '.join(missing)} missing")
     recipe = parse_recipe(asked, SearchRecipe, where="select --search")
-    with _progress(Console(stderr=True)) as on_step:
+    with _progress(stderr_console(soft_wrap=False)) as on_step:
         content = run_search(recipe, out, execution, on_step=on_step)
     if as_json:
         write_json(content)
         return
-    console = Console()
+    console = stdout_console()
     tried = _table("Highest gold log-probability", ("composition", "minus host, nats per item"))
     for one in content["tried"][:8]:
         tried.add_row(escape(one["composition"]), f"{one['gold_difference']:+.3g}")
     console.print(tried)
-    lines = [
-        f"- {told(content['choice'])}",
-        f"- {len(content['tried'])} compositions tried for {content['spent']} item evaluations.",
-        _compose(content["choice"], out / "recipe.yaml"),
-    ]
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    spent = f"{len(content['tried'])} compositions tried for {content['spent']} item evaluations."
+    for line in (told(content["choice"]), spent):
+        print_note(console, f"- {line}")
+    line = _compose(content["choice"], out / "recipe.yaml")
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _of_run(run: Path | None) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from moegraft.cli.terminal import stderr_console
 from moegraft.errors import OutputError
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -38,13 +38,13 @@ def draw_figures(draw: Callable[[], Any], folder: Path) -> None:
 
 def say(line: str) -> None:
     """A line for the user on stderr."""
-    Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
+    stderr_console().print(line, highlight=False, markup=False)
 
 
 @contextmanager
 def show_steps(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with time left on a terminal, elsewhere a line now and then; in one process of many."""
-    console = Console(stderr=True)
+    console = stderr_console(soft_wrap=False)
     if int(os.environ.get("RANK", "0")):
         yield lambda done, total: None
         return

@@ -1,11 +1,11 @@
 """`moegraft sweep` and `report`: run a designed experiment, and write what it found."""
 
 import sys
+from json import loads
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from moegraft.cli.options import (
@@ -19,6 +19,7 @@ from moegraft.cli.options import (
     show_progress,
     split_list,
 )
+from moegraft.cli.terminal import stderr_console, stdout_console, write_json
 from moegraft.errors import RecipeError
 
 
@@ -116,7 +117,7 @@ def sweep(
         batch_rows=batch_rows,
         command=command_line(),
     )
-    notes = Console(stderr=True, soft_wrap=True)
+    notes = stderr_console()
     try:
         with show_progress() as on_progress:
             complete = run_sweep(
@@ -157,7 +158,8 @@ def report(
     elif json:
         from moegraft.report import write_report
 
-        sys.stdout.write(write_report(run_dir, style)["summary.json"].read_text(encoding="utf-8"))
+        written = write_report(run_dir, style)["summary.json"]
+        write_json(loads(written.read_text(encoding="utf-8")))
     else:
         print_report(run_dir, style)
 
@@ -173,13 +175,11 @@ def _export(run_dir: Path, form: str) -> None:
 
 def print_report(run_dir: Path, style: str) -> None:
     """Write the report of a run, print its tables and say where it is."""
-    import json
-
     from moegraft.report import print_tables, verdicts, write_report
 
     paths = write_report(run_dir, style)
-    summary = json.loads(paths["summary.json"].read_text(encoding="utf-8"))
-    console = Console()
+    summary = loads(paths["summary.json"].read_text(encoding="utf-8"))
+    console = stdout_console()
     print_tables(summary, console, style=style)
     if style == "default":
         for sentence in verdicts(summary):

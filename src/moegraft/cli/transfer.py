@@ -1,9 +1,7 @@
 """`moegraft inspect`, `diff` and `transfer`."""
 
 import gc
-import json
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 
 from moegraft.checkpoint import Checkpoint, open_checkpoint
+from moegraft.cli.terminal import stderr_console, stdout_console, write_json
 from moegraft.config import load_recipe, parse_recipe
 from moegraft.errors import RecipeError
 from moegraft.transfer.recipe import TransferRecipe
@@ -39,9 +37,9 @@ def inspect(
 
     found = summarize_checkpoint(_open(checkpoint, family_map, unknown))
     if as_json:
-        _print_json(found)
+        write_json(found)
     else:
-        show_summary(Console(), found)
+        show_summary(stdout_console(), found)
 
 
 def diff(
@@ -64,9 +62,9 @@ def diff(
         rows = asdict(found) | {"transferable": found.transferable}
         for name in ("totals", "distances"):
             rows[name] = [row._asdict() for row in getattr(found, name)]
-        _print_json(rows)
+        write_json(rows)
     else:
-        show_comparison(Console(), found, layers=layers)
+        show_comparison(stdout_console(), found, layers=layers)
 
 
 def transfer(
@@ -144,9 +142,9 @@ def _carry_out(
     licence = find_licence(plan)
     if as_json:
         record = provenance(plan, licence.identifier)
-        _print_json(record | {"byte_ranges": plan.num_ranges, "out": out and str(out)})
+        write_json(record | {"byte_ranges": plan.num_ranges, "out": out and str(out)})
     else:
-        show_plan(Console(), plan)
+        show_plan(stdout_console(), plan)
     if dry_run or out is None:
         return
     if push is not None:
@@ -155,7 +153,7 @@ def _carry_out(
     with show_bytes("write", plan.nbytes) as on_bytes:
         apply_plan(plan, out, verify=verify, on_bytes=on_bytes)
     seconds = time.monotonic() - started
-    notes = Console(stderr=True, soft_wrap=True)
+    notes = stderr_console()
     checked = ", every moved byte verified" if verify else ""
     notes.print(f"wrote {out}: {decimal(plan.nbytes)} in {seconds:.1f} s{checked}", markup=False)
     if push is not None:
@@ -167,7 +165,7 @@ def _check_output(out: Path | None, *, dry_run: bool, verify: bool, push: str | 
         raise RecipeError("transfer: expected --out DIR, or --dry-run to print the plan only")
     idle = [name for name, given in (("--verify", verify), ("--push", push)) if given]
     if dry_run and idle:
-        Console(stderr=True).print(f"warning: {idle[0]} has no effect with --dry-run")
+        stderr_console().print(f"warning: {idle[0]} has no effect with --dry-run")
 
 
 def _recipe_of_file(file: Path, given: dict[str, Any]) -> TransferRecipe:
@@ -201,10 +199,6 @@ def _open(source: str, family_map: Path | None, unknown: str | None) -> Checkpoi
     return open_checkpoint(source, family_map=family_map, unknown=kept)
 
 
-def _print_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
 @contextmanager
 def _without_collection() -> Iterator[None]:
     """Switch the cycle collector off: 19 thousand tensors are a million objects and no cycle.
@@ -224,7 +218,7 @@ def _without_collection() -> Iterator[None]:
 @contextmanager
 def show_bytes(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left on stderr, where that is a terminal."""
-    console = Console(stderr=True)
+    console = stderr_console(soft_wrap=False)
     if not console.is_terminal:
         yield lambda count: None
         return

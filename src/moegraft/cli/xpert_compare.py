@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from moegraft.cli.evaluation import write_json
 from moegraft.cli.options import split_list
 from moegraft.cli.steps import draw_figures, say, show_steps
+from moegraft.cli.terminal import stdout_console, write_json
 from moegraft.cli.xpert_decompose import require_torch
 from moegraft.config import load_recipe, parse_recipe, recipe_content
 from moegraft.errors import RecipeError
@@ -103,7 +102,7 @@ def compare(
     if as_json:
         write_json(summary)
         return
-    show_outcome(Console(), summary)
+    show_outcome(stdout_console(), summary)
     say(f"{out / 'report.md'} and figures written")
 
 

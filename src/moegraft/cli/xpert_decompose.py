@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from moegraft.cli.evaluation import write_json
 from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.steps import say, show_steps
+from moegraft.cli.terminal import stdout_console, write_json
 from moegraft.errors import MissingExtraError, RecipeError
 
 
@@ -63,7 +62,7 @@ def decompose(
     if as_json:
         write_json(found.about)
     else:
-        show_decomposition(Console(), found.about)
+        show_decomposition(stdout_console(), found.about)
         say(f"{out} written")
 
 

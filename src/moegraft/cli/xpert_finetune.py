@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from moegraft.cli.evaluation import DataOption, DeviceOption, IncludeOption, write_json
+from moegraft.cli.evaluation import DataOption, DeviceOption, IncludeOption
 from moegraft.cli.options import show_progress, split_list
 from moegraft.cli.steps import say, show_steps
+from moegraft.cli.terminal import stdout_console, write_json
 from moegraft.cli.wide_table import print_wide
 from moegraft.cli.xpert_decompose import require_torch
 from moegraft.errors import RecipeError
@@ -65,7 +66,7 @@ def finetune(
     if as_json:
         write_json({**found, "table": table(found)})
         return
-    _show(Console(), table(found))
+    _show(stdout_console(), table(found))
     for about in found["tasks"].values():
         for test in about["comparison"]["conditions"][0]["comparisons"]:
             say(test["sentence"])

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from moegraft.cli.evaluation import write_json
 from moegraft.cli.options import DeviceMapOption, parse_device_map
 from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.steps import draw_figures, say, show_steps, write_content
+from moegraft.cli.terminal import stdout_console, write_json
 from moegraft.errors import CheckpointError, RecipeError
 
 
@@ -122,9 +121,9 @@ def identify(
     if as_json:
         write_json(found)
         return
-    show_identification(Console(), found)
+    show_identification(stdout_console(), found)
     if shift is not None:
-        show_shift(Console(), found)
+        show_shift(stdout_console(), found)
     if out is not None:
         say(f"{out / SELECTION} and figures written")
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from moegraft.cli.evaluation import write_json
 from moegraft.cli.recipe import RecipeOption
 from moegraft.cli.steps import say, show_steps
+from moegraft.cli.terminal import stdout_console, write_json
 from moegraft.cli.wide_table import print_note, print_wide
 from moegraft.cli.xpert_decompose import require_torch
 from moegraft.errors import CheckpointError, RecipeError
@@ -90,7 +90,7 @@ def init(
     if as_json:
         write_json(about)
         return
-    _show(Console(), about)
+    _show(stdout_console(), about)
     if about["tokenizer"] is None:
         why = "none was named" if opened is None else "the donor's does not fit or there is none"
         say(f"No tokenizer in {out}: {why}; give one with --tokenizer.")

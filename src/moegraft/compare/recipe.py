@@ -1,6 +1,5 @@
 """What `compare` and `gate` evaluate, and whether a directory may go on with it."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from moegraft.config import STRICT, dump_recipe, load_recipe
 from moegraft.errors import RecipeError, RunError
 from moegraft.evals import store
 from moegraft.evals.lock import merge_lock
+from moegraft.evals.record import read_env
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def claim_run(run_dir: Path, recipe: EvaluationRecipe) -> bool:
         Whether the run is complete already under this very recipe.
 
     Raises:
-        RunError: another run, or something else, stands there.
+        RunError: another run, something else, or a damaged env.json stands there.
     """
     path = run_dir / "recipe.yaml"
     with merge_lock(run_dir):
@@ -68,7 +68,7 @@ def claim_run(run_dir: Path, recipe: EvaluationRecipe) -> bool:
                     "items, models, conditions); choose another --out"
                 )
             if old == recipe:
-                return (run_dir / "DONE").exists()
+                return (run_dir / "DONE").exists() and (run_dir / "env.json").exists()
             (run_dir / "DONE").unlink(missing_ok=True)
         elif any(entry.name != "state" for entry in run_dir.iterdir()):
             raise RunError(f"{run_dir} is not empty and holds no run; choose another --out")
@@ -78,10 +78,8 @@ def claim_run(run_dir: Path, recipe: EvaluationRecipe) -> bool:
 
 def _models_begun(run_dir: Path) -> frozenset[str]:
     """Models that anything was recorded of; the others may still be replaced."""
-    path = run_dir / "env.json"
-    return frozenset(
-        json.loads(path.read_text(encoding="utf-8")).get("models", ()) if path.exists() else ()
-    )
+    begun = (run_dir / "env.json").exists()
+    return frozenset(read_env(run_dir).get("models", ()) if begun else ())
 
 
 def _changes(old: EvaluationRecipe, new: EvaluationRecipe, begun: frozenset[str]) -> Iterator[str]:

@@ -15,6 +15,8 @@ from moegraft.evals.condition import Condition
 from moegraft.evals.store import write_atomically, write_rows
 
 SCHEMA = 1
+REPEAT = "delete it and repeat the command that made the run"
+"""The way out where env.json cannot be read: it is written anew, and nothing is scored twice."""
 _PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "tokenizers", "safetensors", "numpy")
 
 
@@ -42,9 +44,7 @@ def read_env(run_dir: Path) -> dict[str, Any]:
     try:
         return json.loads((run_dir / "env.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise RunError(
-            f"{run_dir}/env.json is missing or damaged; run the same command again"
-        ) from None
+        raise RunError(f"{run_dir}/env.json is missing or damaged; {REPEAT}") from None
 
 
 def write_prompts(run_dir: Path, conditions: Sequence[Condition]) -> None:

@@ -11,6 +11,7 @@ import yaml
 from jaxtyping import Float
 
 from moegraft.errors import RunError
+from moegraft.evals.record import REPEAT
 from moegraft.evals.store import list_cells, read_rows
 from moegraft.families import COMPONENTS
 from moegraft.report.words import PAPER_CONDITIONS
@@ -49,7 +50,7 @@ def read_run(run_dir: Path | str) -> Run:
     items = _read_cells(path, "items")
     if not items:
         raise RunError(f"{path}: no item results found; expected a run directory of `sweep`")
-    recipe = _read_mapping(path / "recipe.yaml", yaml.safe_load)
+    recipe = _read_mapping(path / "recipe.yaml", yaml.safe_load, "put it back as it was")
     confirm = {
         condition: {
             name: {**items.get(condition, {}).get(name, {}), **rows} for name, rows in cells.items()
@@ -59,7 +60,7 @@ def read_run(run_dir: Path | str) -> Run:
     configurations = {name for cells in items.values() for name in cells}
     return Run(
         path=path,
-        env=_read_mapping(path / "env.json", json.loads),
+        env=_read_mapping(path / "env.json", json.loads, REPEAT),
         recipe=recipe,
         finished=(path / "DONE").exists(),
         configurations=tuple(sorted(configurations, key=configuration_order)),
@@ -156,16 +157,16 @@ def _read_cells(path: Path, kind: str) -> Cells:
     return cells
 
 
-def _read_mapping(path: Path, parse: Any) -> dict[str, Any]:
+def _read_mapping(path: Path, parse: Any, way_out: str) -> dict[str, Any]:
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise RunError(f"{path}: damaged: {reason}; run the same command again") from None
+        raise RunError(f"{path}: damaged: {reason}; {way_out}") from None
     if not isinstance(content, dict):
-        raise RunError(f"{path}: expected a mapping, got {type(content).__name__}")
+        raise RunError(f"{path}: damaged: it holds no mapping; {way_out}")
     return content
 
 

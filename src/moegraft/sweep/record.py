@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from moegraft.config import dump_recipe, load_recipe
-from moegraft.errors import RunError
+from moegraft.errors import RecipeError, RunError
 from moegraft.evals.begun import has_begun
 from moegraft.evals.lock import merge_lock
 from moegraft.evals.store import write_atomically
@@ -17,18 +17,26 @@ def claim_run(run_dir: Path, recipe: SweepRecipe) -> bool:
         Whether the run is complete already under this very recipe.
 
     Raises:
-        RunError: another run, or something else, stands there.
+        RunError: another run, something else, or a run with a damaged recipe stands there.
     """
     path = run_dir / "recipe.yaml"
     with merge_lock(run_dir):
         if path.exists():
-            old = load_recipe(path, SweepRecipe)
+            old = _recipe_of(path)
             if has_begun(run_dir):
                 check_extends(old, recipe, run_dir)
             if old == recipe:
-                return (run_dir / "DONE").exists()
+                return (run_dir / "DONE").exists() and (run_dir / "env.json").exists()
             (run_dir / "DONE").unlink(missing_ok=True)
         elif any(entry.name != "state" for entry in run_dir.iterdir()):
             raise RunError(f"{run_dir} is not empty and holds no run; choose another --out")
         write_atomically(path, dump_recipe(recipe).encode())
     return False
+
+
+def _recipe_of(path: Path) -> SweepRecipe:
+    try:
+        return load_recipe(path, SweepRecipe)
+    except RecipeError as error:
+        way_out = "put the run's recipe back as it was, or choose another --out"
+        raise RunError(f"{error}; {way_out}") from None
