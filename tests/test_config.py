@@ -40,7 +40,14 @@ def test_a_wrong_type_says_what_was_got():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- 1\n", "expected a mapping"), ("a: [1\n", "not valid YAML"), (None, "no such recipe")],
+    [
+        ("- 1\n", "expected a mapping"),
+        ("", "expected a mapping of recipe keys, got nothing"),
+        ("a: [1\n", "not valid YAML"),
+        ("name: x\nname: y\n", "key 'name' stands twice .* line 2"),
+        ("name: x\nparts:\n- {weight: 1, weight: 2}\n", "key 'weight' stands twice"),
+        (None, "no such recipe"),
+    ],
 )
 def test_what_is_no_recipe_is_refused_in_one_line(tmp_path, text, message):
     path = tmp_path / "recipe.yaml"
@@ -49,6 +56,12 @@ def test_what_is_no_recipe_is_refused_in_one_line(tmp_path, text, message):
     with pytest.raises(RecipeError, match=message) as caught:
         load_recipe(path, Outer)
     assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_from_windows_reads_as_any_other(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"\xef\xbb\xbfname: x\r\nparts:\r\n- &half {weight: 0.5}\r\n- *half\r\n")
+    assert load_recipe(path, Outer) == Outer("x", (Inner(0.5), Inner(0.5)))
 
 
 def test_the_fingerprint_sees_content_and_nothing_else():

@@ -27,7 +27,7 @@ def load_recipe(path: Path | str, recipe_type: type[T]) -> T:
 
     path = Path(path).expanduser()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -35,9 +35,20 @@ def load_recipe(path: Path | str, recipe_type: type[T]) -> T:
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping):
-        got = type(content).__name__
+        got = "nothing" if content is None else type(content).__name__
         raise RecipeError(f"{path}: expected a mapping of recipe keys, got {got}")
     return parse_recipe(content, recipe_type, where=str(path))
+
+
+def load_yaml(text: str) -> Any:
+    """The content of a YAML text in which no key stands twice.
+
+    Raises:
+        yaml.YAMLError: no YAML, or a key stands twice in one mapping (yaml would keep the last).
+    """
+    import yaml
+
+    return yaml.load(text, _loader())
 
 
 def parse_recipe(content: Mapping[str, Any], recipe_type: type[T], *, where: str) -> T:
@@ -71,6 +82,25 @@ def fingerprint(recipe: Any) -> str:
     """Hex sha256 of the recipe's content; independent of key order and formatting."""
     content = json.dumps(recipe_content(recipe), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+@cache
+def _loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            if isinstance(node, yaml.MappingNode):
+                keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                seen = set()
+                for key in keys:
+                    if key.value in seen:
+                        told = f"key {key.value!r} stands twice"
+                        raise yaml.MarkedYAMLError(None, None, told, key.start_mark)
+                    seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 @cache

@@ -76,7 +76,8 @@ def test_hashes_identify_header_and_content(sharded):
 def test_an_unknown_name_is_an_error_or_the_host_s(folder):
     more = {"model.layers.0.novel": ("U8", (1,), b"x")}
     make_file(folder / "model.safetensors", olmoe_tensors() | more)
-    refused(folder, "'model.layers.0.novel' fits no pattern.*--unknown host", FamilyError)
+    told = f"{folder}: tensor 'model.layers.0.novel' fits no pattern.*--unknown host"
+    refused(folder, told, FamilyError)
     checkpoint = open_checkpoint(folder, unknown="host")
     assert checkpoint.unknown == ("model.layers.0.novel",)
     assert "model.layers.0.novel" in checkpoint.tensors
@@ -92,11 +93,12 @@ def test_unknown_names_are_forgiven_but_missing_tensors_are_not(folder):
 
 def test_an_unsupported_model_type_is_one_line(folder):
     (folder / "config.json").write_text(json.dumps(CONFIG | {"model_type": "mystery"}))
-    refused(folder, "mystery", FamilyError)
+    refused(folder, f"{folder}/config.json: model_type 'mystery'", FamilyError)
 
 
 def test_a_missing_folder_tells_how_a_repository_is_written(tmp_path):
     refused(tmp_path / "none", "no such folder .a Hub repository is written org/name")
+    refused("~nobody-of-that-name/x", "^~nobody-of-that-name/x: no such folder")
     refused("none", "no such folder .a Hub repository is written org/name")
 
 

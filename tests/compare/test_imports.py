@@ -257,3 +257,16 @@ def test_results_of_one_model_in_two_files_are_joined_but_not_twice(tmp_path):
     write_lines(other, [sample(0, 1.0)])
     with pytest.raises(ResultsError, match="a second file of one for m"):
         read_results(str(folder))
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("item,a,b, a\n1,1,0,1\n")
+    with pytest.raises(ResultsError, match=r"scores\.csv: column 'a' stands twice; rename one"):
+        read_results(str(path))
+
+
+def test_a_table_may_hold_long_outputs(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text(f"item,model,score,output\n1,a,1,{'x' * 200_000}\n1,b,0,y\n")
+    assert [one.model for one in read_results(str(path))] == ["a", "b"]

@@ -7,7 +7,7 @@ from moegraft.errors import RunError
 from moegraft.evals.begun import forget_unbegun
 from moegraft.evals.lock import writer_lock
 from moegraft.sweep.design import SweepRecipe
-from moegraft.sweep.record import claim_run
+from moegraft.sweep.record import claim_run, recipe_of_run
 
 RECIPE = SweepRecipe("a", "b", preset="paper", conditions=("t",), limit=5)
 
@@ -74,3 +74,14 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(RunError, match="is not empty and holds no run; choose another --out"):
         claim_run(tmp_path, RECIPE)
     assert [path.name for path in tmp_path.iterdir() if path.name != "state"] == ["thesis.tex"]
+
+
+def test_a_run_of_another_command_is_told_apart(tmp_path):
+    with pytest.raises(RunError, match=r"no recipe\.yaml found; expected a run directory of"):
+        recipe_of_run(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("models: {old: a, new: b}\nconditions: [t]\n")
+    with pytest.raises(RunError, match="a run of `compare` or `gate`; expected a run directory"):
+        recipe_of_run(tmp_path)
+    (tmp_path / "recipe.yaml").unlink()
+    claim_run(tmp_path, RECIPE)
+    assert recipe_of_run(tmp_path) == RECIPE

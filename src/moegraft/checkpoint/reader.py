@@ -8,7 +8,8 @@ load_tensor(header)            # a torch tensor over a private memory map of the
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -180,8 +181,19 @@ def open_checkpoint(
     tensors = read_tensors(path)
     names = tuple(name for name in tensors if not _known(family, name)) if unknown == "host" else ()
     checkpoint = Checkpoint(str(source), path, config, family, tensors, revision, names)
-    check_complete(checkpoint.source, checkpoint.pieces(), family, config, has_unknown=bool(names))
+    with _named(checkpoint.source):
+        pieces = checkpoint.pieces()
+    check_complete(checkpoint.source, pieces, family, config, has_unknown=bool(names))
     return checkpoint
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Say of which checkpoint a family does not know the name."""
+    try:
+        yield
+    except FamilyError as error:
+        raise FamilyError(f"{source}: {error}") from None
 
 
 def _known(family: Family, name: str) -> bool:
@@ -195,7 +207,10 @@ def _known(family: Family, name: str) -> bool:
 def _locate(source: str) -> tuple[Path, str | None]:
     if source.startswith(_NANO):
         return _packaged(source.removeprefix(_NANO)), None
-    folder = Path(source).expanduser()
+    try:
+        folder = Path(source).expanduser()
+    except RuntimeError:  # ~name of nobody
+        folder = Path(source)
     if folder.is_dir():
         return folder, None
     match = _HUB_ID.fullmatch(source)

@@ -18,7 +18,7 @@ from rich.table import Table
 from moegraft.cli.options import DeviceMapOption, parse_device_map
 from moegraft.cli.terminal import stderr_console, stdout_console, write_json
 from moegraft.cli.wide_table import print_note
-from moegraft.errors import RecipeError, RunError
+from moegraft.errors import RecipeError
 
 _OF_RUN = ("host", "donor", "seed", "dtype", "qk_norm", "chat_template", "chat_template_kwargs")
 
@@ -116,13 +116,9 @@ def _of_run(run: Path | None) -> dict[str, Any]:
     """What a run's recipe says about models, items and prompts."""
     if run is None:
         return {}
-    from moegraft.config import load_recipe
-    from moegraft.sweep.design import SweepRecipe
+    from moegraft.sweep.record import recipe_of_run
 
-    path = run / "recipe.yaml"
-    if not path.is_file():
-        raise RunError(f"{run}: no recipe.yaml found; expected a run directory of `sweep`")
-    content = asdict(load_recipe(path, SweepRecipe))
+    content = asdict(recipe_of_run(run))
     return {key: content[key] for key in _OF_RUN if content.get(key) is not None}
 
 

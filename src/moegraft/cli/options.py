@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from moegraft.cli.terminal import stderr_console
+from moegraft.config import load_yaml
 from moegraft.errors import RecipeError
 
 DeviceMapOption = Annotated[
@@ -95,7 +96,7 @@ def parse_device_map(text: str | None) -> str | dict[str, str | int] | None:
     import yaml
 
     try:
-        found = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
+        found = load_yaml(Path(text).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         said = " ".join(str(error).split())
         raise RecipeError(f"--device-map {text}: cannot be read: {said}") from None

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from moegraft.config import load_yaml
 from moegraft.errors import RecipeError
 
 
@@ -52,7 +53,7 @@ def _read(recipe: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        content = load_yaml(recipe.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{recipe}: cannot be read: {error}") from None
     except yaml.YAMLError as error:

@@ -154,10 +154,9 @@ def _of_run(run: Path | None) -> dict[str, Any]:
     """What a run's recipe says about models and prompts."""
     if run is None:
         return {}
-    from moegraft.config import load_recipe
-    from moegraft.sweep.design import SweepRecipe
+    from moegraft.sweep.record import recipe_of_run
 
-    content = asdict(load_recipe(run / "recipe.yaml", SweepRecipe))
+    content = asdict(recipe_of_run(run))
     return {key: content[key] for key in _OF_RUN if content.get(key) is not None}
 
 

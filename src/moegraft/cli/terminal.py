@@ -35,7 +35,7 @@ def make_printable() -> None:
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
-        elif hasattr(stream, "reconfigure") and stream.errors == "strict":
+        elif hasattr(stream, "reconfigure") and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
 
 

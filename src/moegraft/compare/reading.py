@@ -16,11 +16,22 @@ Fields = dict[str, Any]
 def csv_lines(path: Path) -> Iterator[tuple[int, Fields]]:
     """Line number and fields of every row of a CSV (or tab-separated) file with a header."""
     delimiter = "\t" if path.suffix == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(_read(path), newline=""), delimiter=delimiter)
-    for row in reader:
-        if None in row or None in row.values():
-            raise ResultsError(f"{path}: line {reader.line_num} has too many or too few columns")
-        yield reader.line_num, {name.strip(): value for name, value in row.items()}
+    before = csv.field_size_limit(2**31 - 1)  # outputs may be long
+    try:
+        reader = csv.DictReader(io.StringIO(_read(path), newline=""), delimiter=delimiter)
+        names = [name.strip() for name in reader.fieldnames or ()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ResultsError(f"{path}: column {name!r} stands twice; rename one of them")
+        for row in reader:
+            if None in row or None in row.values():
+                where = f"{path}: line {reader.line_num}"
+                raise ResultsError(f"{where} has too many or too few columns")
+            yield reader.line_num, dict(zip(names, row.values(), strict=True))
+    except csv.Error as error:
+        raise ResultsError(f"{path}: not readable as CSV: {error}") from None
+    finally:
+        csv.field_size_limit(before)
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Fields]]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moegraft.config import load_recipe
 from moegraft.errors import IncompatibleError, OutputError, RecipeError, RunError
 from moegraft.evals import store
 from moegraft.evals.condition import Condition
@@ -15,6 +14,7 @@ from moegraft.evals.judge import format_warning
 from moegraft.evals.record import fingerprint_checkpoint, read_env
 from moegraft.evals.texts import Text, condition_texts, read_domains
 from moegraft.sweep.design import DONOR, SweepRecipe
+from moegraft.sweep.record import recipe_of_run
 from moegraft.transfer.recipe import HOST
 
 NUM_TEXTS = 200
@@ -76,9 +76,7 @@ def diagnose_run(
 
     run_dir, wanted = Path(run_dir), material or Material()
     where = execution or Execution()
-    if not (run_dir / "recipe.yaml").is_file():
-        raise RunError(f"{run_dir}: no recipe.yaml; expected a run directory of `sweep`")
-    recipe = load_recipe(run_dir / "recipe.yaml", SweepRecipe).resolved()
+    recipe = recipe_of_run(run_dir).resolved()
     env = read_env(run_dir)
     conditions = _conditions(run_dir, recipe, wanted.conditions)
     host = Host.load(

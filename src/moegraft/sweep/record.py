@@ -34,6 +34,25 @@ def claim_run(run_dir: Path, recipe: SweepRecipe) -> bool:
     return False
 
 
+def recipe_of_run(run_dir: Path) -> SweepRecipe:
+    """What a run of `sweep` was made of, as its recipe.yaml says.
+
+    Raises:
+        RunError: no run stands there, or one of another command.
+        RecipeError: its recipe does not fit.
+    """
+    path = run_dir / "recipe.yaml"
+    if not path.is_file():
+        raise RunError(f"{run_dir}: no recipe.yaml found; expected a run directory of `sweep`")
+    try:
+        return load_recipe(path, SweepRecipe)
+    except RecipeError as error:
+        if " models: unknown key" not in str(error):
+            raise
+        kind = "a run of `compare` or `gate`"
+        raise RunError(f"{run_dir}: {kind}; expected a run directory of `sweep`") from None
+
+
 def _recipe_of(path: Path) -> SweepRecipe:
     try:
         return load_recipe(path, SweepRecipe)
