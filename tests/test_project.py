@@ -1,5 +1,6 @@
 """What holds for the project as a whole: floors, pins, and what is not imported."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -74,3 +75,14 @@ def test_no_two_test_files_share_a_name():
 def test_every_printed_number_is_explained_in_two_pages():
     """1,598 words of it filled 1.97 pages of A4 in 9.5 pt with margins of 15 mm."""
     assert len((ROOT / "docs" / "statistics.md").read_text().split()) <= 1610
+
+
+@pytest.mark.parametrize("name", ["", ".compare", ".report", ".runtime", ".sweep", ".transfer"])
+def test_type_checkers_see_what_a_package_imports_on_first_use(name):
+    """Without the stub every public name would be Any."""
+    package = importlib.import_module(f"moegraft{name}")
+    lines = Path(str(package.__file__)).with_suffix(".pyi").read_text().splitlines()
+    found = [re.fullmatch(r"from (\S+) import (\w+) as \2", line) for line in lines]
+    stub = {m[2]: m[1] for m in found if m}
+    assert stub == package._EXPORTS
+    assert {*stub} == {*package.__all__} - {"__version__"}

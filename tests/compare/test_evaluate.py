@@ -11,7 +11,7 @@ import pytest
 
 from moegraft.compare.evaluate import evaluate_models
 from moegraft.compare.imports import read_results
-from moegraft.compare.recipe import EvaluationRecipe
+from moegraft.compare.recipe import EvaluationRecipe, claim_run
 from moegraft.compare.results import pair
 from moegraft.errors import CheckpointError, EvalDataError, RunError
 from moegraft.evals.execution import Execution

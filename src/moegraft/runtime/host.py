@@ -61,7 +61,7 @@ class Host:
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: Any  # transformers types its methods only in part
     checkpoint: Checkpoint
     donor_checkpoints: dict[str, Checkpoint]
     eos_ids: frozenset[int]
