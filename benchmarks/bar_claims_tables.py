@@ -110,7 +110,7 @@ def _over_seeds_and_items(apart: Mapping[str, np.ndarray]) -> dict[str, str]:
             weights=np.concatenate(weights),
             strata=[kind for (kind, _), size in zip(used, sizes, strict=True) for _ in range(size)],
         )
-        low, high = estimate.interval.low, estimate.interval.high
+        low, high = max(-100.0, estimate.interval.low), min(100.0, estimate.interval.high)
         said = f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
         told[name] = f"{estimate.value:+.1f} [{low:+.1f}, {high:+.1f}] {said}"
     return told
