@@ -41,6 +41,10 @@ class EvalDataError(MoegraftError, ValueError):
     """A task, its data or its prompts cannot be used as asked."""
 
 
+class UnknownTaskError(EvalDataError):
+    """There is no task of this name."""
+
+
 class TrainDataError(MoegraftError, ValueError):
     """Texts or records cannot be trained on: unreadable, empty, or without the wanted fields."""
 

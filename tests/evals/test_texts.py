@@ -89,6 +89,19 @@ def test_a_source_that_names_nothing_is_refused(source):
         read_domains([source], TOKENIZER)
 
 
+def test_a_name_that_is_neither_a_path_nor_a_task_is_told_as_both(tmp_path):
+    with pytest.raises(
+        EvalDataError, match=r"^corpus: no such file or folder, and no task 'corpus'"
+    ):
+        read_domains(["mine=corpus"], TOKENIZER, include=[tmp_path])
+
+
+def test_a_path_below_the_home_folder_is_found_behind_a_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "notes.txt").write_text("some words to read")
+    assert list(read_domains(["mine=~/notes.txt"], TOKENIZER)) == ["mine"]
+
+
 def test_a_folder_stands_for_its_text_files(tmp_path):
     with pytest.raises(EvalDataError, match="holds no text files"):
         text_files(str(tmp_path))

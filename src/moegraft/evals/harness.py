@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from moegraft.errors import EvalDataError
+from moegraft.errors import EvalDataError, UnknownTaskError
 from moegraft.evals.condition import (
     Condition,
     Decoding,
@@ -154,7 +154,7 @@ def _load_task(
         manager, key = _find(name, tuple(str(p) for p in include))
         prompting = None if manager is not None else prompting
     if manager is None:
-        raise EvalDataError(
+        raise UnknownTaskError(
             f"no task {task_name!r}: neither ours ({', '.join(list_tasks())}), nor lm-eval's, "
             "nor a YAML file"
         )

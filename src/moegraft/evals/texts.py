@@ -7,7 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from moegraft.errors import EvalDataError
+from moegraft.errors import EvalDataError, UnknownTaskError
 from moegraft.evals.condition import Condition
 from moegraft.evals.tokens import encode
 
@@ -191,7 +191,10 @@ def read_domains(
             _add_domain(found, domain, texts)
         if not files:
             _refuse_missing_path(spec)
-            condition = load_condition(spec, tokenizer=tokenizer, limit=limit, **options)
+            try:
+                condition = load_condition(spec, tokenizer=tokenizer, limit=limit, **options)
+            except UnknownTaskError as error:
+                raise EvalDataError(f"{spec}: no such file or folder, and {error}") from None
             texts = _within(condition_texts(condition), max_tokens)
             _add_domain(found, name or condition.name, texts)
     return found
@@ -203,7 +206,7 @@ def text_files(source: str) -> list[Path]:
     Raises:
         EvalDataError: a folder without text files.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if not path.is_dir():
         return [path] if path.is_file() else []
     files = sorted(p for p in path.iterdir() if p.suffix in (*_JSON_LINES, *_PLAIN))
