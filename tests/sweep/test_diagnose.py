@@ -252,7 +252,7 @@ def test_other_texts_can_be_read_instead(finished_run, tmp_path):
 
 
 def test_what_is_no_run_or_has_changed_is_refused(finished_run, tiny_tasks, tmp_path):
-    with pytest.raises(RunError, match=r"no recipe\.yaml; expected a run directory"):
+    with pytest.raises(RunError, match=r"no recipe\.yaml found; expected a run directory"):
         diagnose_run(tmp_path)
     with pytest.raises(RecipeError, match="conditions have no effect with other texts"):
         Material(conditions=("tiny_write",), texts=("words.txt",))

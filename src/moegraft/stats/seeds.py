@@ -67,7 +67,7 @@ def seed_test(
     items = _Items.of(a.shape[1], clusters, weights, strata)
     difference = a.mean(axis=0) - b.mean(axis=0)
     seeds = [_seed_part(arm, items) for arm in (a, b)]
-    parts = [*seeds, items.part(difference)]
+    parts = [*seeds, items.part(difference, at_least_one=True)]
     estimate, p, degrees = _combine(items.mean(difference), parts, level)
     whole = 1 if weights is not None else len(difference) * lcm(len(a), len(b))
     p = max(p, sign_flip_p(whole * items.sums(difference)))  # whole numbers where scores are 0/1
@@ -95,7 +95,7 @@ def seed_mean(
     """Mean score of a recipe over its seeds, uncertain through seeds and items; see `seed_test`."""
     items = _Items.of(scores.shape[1], clusters, weights, strata)
     column = scores.mean(axis=0)
-    parts = [_seed_part(scores, items), items.part(column)]
+    parts = [_seed_part(scores, items), items.part(column, at_least_one=True)]
     return _combine(items.mean(column), parts, level)[0]
 
 
@@ -148,17 +148,24 @@ class _Items:
         """What each cluster adds to the mean."""
         return np.bincount(self.clusters, weights=self.weights * column)
 
-    def part(self, column: Float[np.ndarray, "item"]) -> tuple[float, int]:
+    def part(
+        self, column: Float[np.ndarray, "item"], *, at_least_one: bool = False
+    ) -> tuple[float, int]:
         """Variance of the mean through the items, and its degrees of freedom.
 
-        At least the square of what one cluster adds, as another one might add nothing: items that
-        all say the same are no proof that every item does.
+        Args:
+            column: one number per item.
+            at_least_one: not below the square of what one cluster adds, as another one might add
+                nothing: few scores of 0 and 1 that all say the same are no proof that all would.
         """
         totals = np.bincount(self.strata, weights=self.weights * column)
         means = totals / np.bincount(self.strata, weights=self.weights)
         spread = self.sums(column - means[self.strata])
-        num, least = len(spread), float(np.max(np.abs(self.sums(column))))
-        return max(float(np.sum(spread**2)) * num / max(1, num - 1), least**2), max(1, num - 1)
+        num = len(spread)
+        variance = float(np.sum(spread**2)) * num / max(1, num - 1)
+        if at_least_one:
+            variance = max(variance, float(np.max(self.sums(column) ** 2)))
+        return variance, max(1, num - 1)
 
 
 def _seed_part(arm: Float[np.ndarray, "seed item"], items: _Items) -> tuple[float, int]:
