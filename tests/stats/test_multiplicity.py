@@ -45,6 +45,20 @@ def test_a_contrast_without_a_discordant_item_keeps_a_width():
     assert found.p_values[0] == 1
 
 
+def test_draws_that_never_differ_establish_nothing():
+    """One item, or one answer on all of three: resamples repeat it and know no spread."""
+    for num_items, low in ((1, -11.7), (3, -0.43), (6, 0.57)):
+        found = max_t(
+            np.array([1.0, 0.0]),
+            np.tile([1.0, 0.0], (100, 1)),
+            floors=np.full(2, 1 / num_items),
+            degrees=max(1, num_items - 1),
+        )
+        assert found.intervals[0].low == pytest.approx(low, abs=0.01)
+        assert found.intervals[0].excludes_zero() is (found.p_values[0] < 0.05)
+        assert found.p_values[1] == 1
+
+
 @pytest.mark.parametrize("num_runs", [40, pytest.param(500, marks=pytest.mark.slow)])
 def test_simultaneous_intervals_cover_all_differences_at_once(num_runs):
     covered = 0

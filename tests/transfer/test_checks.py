@@ -61,7 +61,7 @@ def test_a_donor_without_a_tensor_is_refused_by_name(plan, vary):
 
 def test_other_dtypes_are_refused_unless_cast(plan, make_olmoe, tmp_path):
     donor = make_olmoe(tmp_path / "donor", seed=5, dtype="bfloat16")
-    says = "host has dtype F32, donor 'd' BF16; --cast converts to the host's"
+    says = "host has dtype F32, donor 'd' BF16; `transfer --cast` converts to the host's"
     with pytest.raises(IncompatibleError, match=says):
         plan("router", donor=donor)
     made = plan("router", donor=donor, cast=True)

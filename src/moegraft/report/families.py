@@ -50,7 +50,10 @@ def simultaneous(
         draws.append(block.bootstrap.draws @ weights)
         values.append(float(block.bootstrap.means @ weights))
     floors = np.array([floor for *_, floor in usable])
-    found = max_t(np.array(values), np.column_stack(draws), floors=floors)
+    fewest = min(block.bootstrap.num_clusters for _, block, *_ in usable if block.bootstrap)
+    found = max_t(
+        np.array(values), np.column_stack(draws), floors=floors, degrees=max(1, fewest - 1)
+    )
     for (entry, *_), interval, p in zip(usable, found.intervals, found.p_values, strict=True):
         entry["simultaneous"] = [interval.low, interval.high]
         entry["p_max_t"] = p

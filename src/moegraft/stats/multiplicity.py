@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.stats import t
 
 from moegraft.stats.inference import Interval
 
@@ -47,6 +48,7 @@ def max_t(
     draws: Float[np.ndarray, "resample contrast"],
     *,
     floors: Float[np.ndarray, "contrast"] | None = None,
+    degrees: int | None = None,
     level: float = 0.95,
 ) -> MaxT:
     """Single-step max-T: the quantile of max over contrasts of |draw - estimate| / se.
@@ -61,6 +63,8 @@ def max_t(
         draws: the same contrasts in every resample.
         floors: a smallest standard error each, so that a contrast without a single discordant
             item does not get an interval of width 0.
+        degrees: of freedom of the t distribution of a single contrast, whose critical value and p
+            bound theirs from below: where no draw differs there is nothing to learn from draws.
         level: probability that all intervals cover.
     """
     if not len(estimates):
@@ -73,16 +77,21 @@ def max_t(
     np.divide(np.abs(draws - estimates), errors, out=scaled, where=usable)
     largest = np.sort(scaled.max(axis=1))
     critical = float(np.quantile(largest, level, method="higher"))
+    if degrees is not None:
+        critical = max(critical, float(t.isf((1 - level) / 2, degrees)))
     statistics = np.zeros(len(estimates))
     np.divide(np.abs(estimates), errors, out=statistics, where=usable)
     above = len(largest) - np.searchsorted(largest, statistics, side="left")
+    p_values = (1 + above) / (1 + len(largest))
+    if degrees is not None:
+        p_values = np.maximum(p_values, 2 * t.sf(statistics, degrees))
     return MaxT(
         critical,
         tuple(
             Interval(float(value - critical * error), float(value + critical * error))
             for value, error in zip(estimates, errors, strict=True)
         ),
-        tuple(float(p) for p in (1 + above) / (1 + len(largest))),
+        tuple(map(float, p_values)),
     )
 
 

@@ -112,7 +112,9 @@ def _check_cast(
     if scaled or not FLOATS.issuperset(kinds):
         raise IncompatibleError(f"{told}; quantised tensors cannot be converted")
     if not cast:
-        raise IncompatibleError(f"{told}; --cast converts to the host's (not byte-exact)")
+        raise IncompatibleError(
+            f"{told}; `transfer --cast` converts to the host's (not byte-exact)"
+        )
 
 
 def _check_nothing_left(
