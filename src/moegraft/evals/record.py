@@ -96,11 +96,21 @@ def device_name(host: Any) -> str:
 def _git_commit() -> str | None:
     """The commit that moegraft runs from, `-dirty` when changed; None for an installed package."""
     root = Path(moegraft.__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty"]
+    return commit_of(root) if (root / ".git").exists() else None
+
+
+def commit_of(checkout: Path) -> str | None:
+    """The commit of a checkout, `-dirty` when tracked files have changed; None without git.
+
+    Nothing in the checkout is written or locked (`git describe --dirty` locks the index).
+    """
+    git = ["git", "--no-optional-locks", "-C", str(checkout)]
+    asked = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        commit, changes = (
+            subprocess.run([*git, *one], capture_output=True, text=True, timeout=20, check=True)
+            for one in asked
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return commit.stdout.strip() + ("-dirty" if changes.stdout else "")
