@@ -104,6 +104,14 @@ def test_the_verdict_says_what_its_items_cannot_resolve(paper_summary):
     assert "points after correction for 32, with 80 % power; smaller ones stay open" in text
 
 
+def test_one_item_resolves_no_difference_and_no_share(tmp_path, make_row, put_cell):
+    scores = {"host": [0], "donor": [1], "router": [0], "experts": [1], "router+experts": [1]}
+    put_scores(tmp_path, put_cell, make_row, scores)
+    (text,) = verdicts(summarize(tmp_path, num_resamples=500))[1:]
+    assert "What 1 items can resolve: no difference from the host, however large; a match" in text
+    assert "Shares of the way" not in text
+
+
 def test_shares_name_the_component_and_warn_where_the_log_probability_disagrees(
     tmp_path, make_row, put_cell
 ):

@@ -140,19 +140,20 @@ def _resolution(about: Mapping[str, Any]) -> str:
     passages = ""
     if about["num_clusters"] < about["num_items"]:
         passages = f" (in {about['num_clusters']} groups that share a text)"
-    text = (
-        f"What {about['num_items']} items{passages} can resolve: differences from the host of "
-        f"about {points(found['minimum_detectable'])} points in one test"
+    lead = f"What {about['num_items']} items{passages} can resolve:"
+    match = (
+        f"a match within {_margin(found['match_margin'])} would take about "
+        f"{found['items_to_match']:,} items."
     )
+    if found["minimum_detectable"] >= 1:
+        return f"{lead} no difference from the host, however large; {match}"
+    smallest = points(found["minimum_detectable"])
+    text = f"{lead} differences from the host of about {smallest} points in one test"
     if found["num_tests"] > 1:
-        text += (
-            f", {points(found['minimum_detectable_adjusted'])} points after correction for "
-            f"{found['num_tests']}"
-        )
-    return (
-        f"{text}, with 80 % power; smaller ones stay open, and a match within "
-        f"{_margin(found['match_margin'])} would take about {found['items_to_match']:,} items."
-    )
+        adjusted = found["minimum_detectable_adjusted"]
+        size = f"{points(adjusted)} points" if adjusted < 1 else "none"
+        text += f", {size} after correction for {found['num_tests']}"
+    return f"{text}, with 80 % power; smaller ones stay open, and {match}"
 
 
 def _shapley(effects: list[dict[str, Any]], condition: str) -> dict[str, Any]:
