@@ -198,7 +198,7 @@ def test_an_upgrade_is_merged_routed_and_gated(moegraft, tmp_path, chats, tiny_t
     assert json.loads((tmp_path / "report" / "ledger.json").read_text())["domains"]
     assert (tmp_path / "report" / "figures" / "cost.svg").stat().st_size > 1000
     code, _, err = moegraft("bar", "remove", merged, "code", "--out", tmp_path / "one")
-    assert (code, "expected --data to train the routers on" in err) == (2, True)
+    assert (code, "expected --data to train the routers on" in err) == (3, True)
     code, _, err = moegraft(
         "bar", "remove", merged, "code", "--out", tmp_path / "one", "--no-route"
     )
@@ -227,7 +227,7 @@ def test_domains_are_added_and_removed_by_recipes(moegraft, tmp_path, chats):
     assert (code, read_record(tmp_path / "two").domains) == (0, ("math", "tool")), err
     recipe.write_text(f"merged: {merged}\nsubjekt: code\nout: {tmp_path / 'x'}\n")
     code, _, err = moegraft("bar", "remove", "--recipe", recipe)
-    assert (code, "subjekt: unknown key; expected some of merged, subject" in err) == (2, True)
+    assert (code, "subjekt: unknown key; expected some of merged, subject" in err) == (3, True)
 
 
 def test_a_revision_takes_no_other_merge_for_its_own(moegraft, tmp_path, chats):
@@ -236,10 +236,10 @@ def test_a_revision_takes_no_other_merge_for_its_own(moegraft, tmp_path, chats):
     shutil.copytree(merged, tmp_path / "new.merged")
     what = ("bar", "upgrade", merged, tmp_path / "code-2", "--data", f"a={chats['math']}")
     code, _, err = moegraft(*what, "--out", out)
-    assert (code, "new.merged: holds another merge; remove it" in err) == (2, True), err
+    assert (code, "new.merged: holds another merge; remove it" in err) == (3, True), err
     assert read_record(tmp_path / "new.merged") == read_record(merged) and not out.exists()
     code, _, err = moegraft(*what, "--out", tmp_path / "code-2")
-    assert (code, "the output is the input" in err) == (2, True), err
+    assert (code, "the output is the input" in err) == (3, True), err
     assert not (tmp_path / "code-2.merged").exists()
     for more, message in (
         (("--out", merged / "in"), "the output lies inside the input"),
@@ -247,7 +247,7 @@ def test_a_revision_takes_no_other_merge_for_its_own(moegraft, tmp_path, chats):
         (("--out", out, "--where", "code"), "--where code: expected DOMAIN=FOLDER"),
     ):
         code, _, err = moegraft("bar", "remove", merged, "code", "--no-route", *more)
-        assert (code, message in err) == (2, True), err
+        assert (code, message in err) == (3, True), err
     assert not out.exists()
 
 

@@ -88,6 +88,7 @@ def test_a_full_disk_is_one_line_and_other_system_errors_are_not_hidden(monkeypa
         cli.main()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 def test_a_full_stdout_is_one_line():
     command = [sys.executable, "-m", "moegraft", "inspect", "nano:rlvr", "--json"]
     with Path("/dev/full").open("w") as full:
@@ -97,10 +98,12 @@ def test_a_full_stdout_is_one_line():
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("command", "status"), [("gate", 3), ("report", 2)])
-def test_an_unknown_flag_of_gate_is_no_verdict(command, status, monkeypatch, capsys):
-    """Exit status 2 of `gate` says that the items are too few."""
-    monkeypatch.setattr(sys, "argv", ["moegraft", command, "--suit", "x"])
+@pytest.mark.parametrize(
+    ("command", "status"), [("gate", 3), ("bar upgrade", 3), ("report", 2), ("bar report", 2)]
+)
+def test_an_unknown_flag_of_a_gate_is_no_verdict(command, status, monkeypatch, capsys):
+    """Exit status 2 of the gate says that the items are too few."""
+    monkeypatch.setattr(sys, "argv", ["moegraft", *command.split(), "--suit", "x"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == status

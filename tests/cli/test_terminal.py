@@ -4,7 +4,7 @@ import io
 import json
 import sys
 
-from moegraft.cli.terminal import make_printable, stdout_console, write_json
+from moegraft.cli.terminal import expand_home, make_printable, stdout_console, write_json
 
 
 def ascii_stdout(monkeypatch):
@@ -37,3 +37,11 @@ def test_a_closed_stdout_swallows_what_is_printed(monkeypatch):
     with sys.stdout as nowhere:
         write_json({"a": 1})
     assert nowhere.name == "/dev/null"
+
+
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_home("--out=~/x") == f"--out={tmp_path}/x"
+    assert expand_home("math=~/a=b") == f"math={tmp_path}/a=b"
+    for whole in ("--out", "a=~b", "x~/y", "--note=a ~/b"):
+        assert expand_home(whole) == whole

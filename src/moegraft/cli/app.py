@@ -12,6 +12,7 @@ import moegraft
 from moegraft.cli.commands import Subcommands
 from moegraft.cli.terminal import (
     drop_stdout,
+    expand_home,
     make_printable,
     show_whole_flags,
     stderr_console,
@@ -61,13 +62,17 @@ _EXTRA_OF = {
 _UsageError: Any = typer.BadParameter.__base__
 """What typer raises for flags and arguments that it does not know; it has no name of its own."""
 
+_GATED = [["bar", change] for change in ("add", "upgrade", "remove")]
+"""Commands that end with a gate, beside `gate`."""
+
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
 
 
 def main() -> None:
-    """Run the command line; exit 2 (`gate`: 3) on an error that the user can mend."""
+    """Run the command line; exit 2 (behind a gate: 3) on an error that the user can mend."""
     make_printable()
+    sys.argv[1:] = map(expand_home, sys.argv[1:])
     if "--help" in sys.argv:
         show_whole_flags()
     try:
@@ -129,5 +134,6 @@ def _exit_with(told: str) -> NoReturn:
 
 
 def _wrong_input() -> int:
-    """The exit status; 1 and 2 are verdicts of `gate`."""
-    return 3 if sys.argv[1:2] == ["gate"] else 2
+    """The exit status; 1 and 2 are verdicts of the gate."""
+    command = sys.argv[1:3]
+    return 3 if command[:1] == ["gate"] or command in _GATED else 2

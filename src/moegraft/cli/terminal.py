@@ -39,6 +39,12 @@ def make_printable() -> None:
             stream.reconfigure(errors="replace")
 
 
+def expand_home(argument: str) -> str:
+    """`--out=~/x` and `NAME=~/x` as shells leave them, with the home folder for the tilde."""
+    head, equals, rest = argument.rpartition("=~/")
+    return f"{head}={Path.home()}/{rest}" if equals else argument
+
+
 def show_whole_flags() -> None:
     """Let a long flag go on in the next line of a narrow `--help`; typer would cut it off."""
     from rich.text import Text
