@@ -1,31 +1,14 @@
 import json
 import re
 import shutil
-import sys
 
 import pytest
 from safetensors.torch import save_file
 
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.bar.record import read_record
-from moegraft.cli import main
 from tiny_bar import build_merged, train_branch
 from tiny_families import build_tiny, stored_tensors
-
-
-@pytest.fixture
-def moegraft(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["moegraft", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "220")
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        code = stopped.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 import json
-import sys
 
 import pytest
 
 from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
-from moegraft.cli import main
 from tiny_families import build_tiny, stored_tensors
 from tiny_sweep import CHAT, byte_tokenizer
 
@@ -14,21 +12,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning",
 )
 QUICK = ("--set", "sft.steps=2", "--set", "sft.batch=2", "--set", "sft.length=32")
-
-
-@pytest.fixture
-def moegraft(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["moegraft", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "160")
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        code = stopped.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -6,25 +6,8 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from moegraft.cli import main
-
 BOTH = [1] * 60 + [0] * 40
 BETTER = [1] * 85 + [0] * 15
-
-
-@pytest.fixture
-def moegraft(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["moegraft", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        code = stopped.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

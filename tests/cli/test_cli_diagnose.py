@@ -6,23 +6,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from moegraft.cli import main
 from moegraft.cli.diagnose_tables import show_diagnosis
-
-
-@pytest.fixture
-def moegraft(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["moegraft", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "220")
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        code = stopped.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

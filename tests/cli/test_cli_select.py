@@ -6,22 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from moegraft.cli import main, select
-
-
-@pytest.fixture
-def moegraft(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["moegraft", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        code = stopped.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
+from moegraft.cli import select
 
 
 @pytest.fixture(scope="module")

@@ -5,22 +5,7 @@ import sys
 
 import pytest
 
-from moegraft.cli import main, options
-
-
-@pytest.fixture
-def moegraft(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["moegraft", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        code = stopped.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
+from moegraft.cli import options
 
 
 @pytest.fixture(scope="module")
