@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -117,4 +118,5 @@ def test_help_shows_whole_flags_at_80_columns():
         command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "80"}
     ).stdout
     assert "…" not in shown
-    assert "wargs" in shown and "rations" in shown
+    for rest in ("args", "ations"):  # releases of typer leave more or less room before
+        assert re.search(rf"│ +\w{{0,3}}{rest} ", shown)

@@ -45,7 +45,7 @@ def _checked(ctx: Any, parameter: Any, value: Any, where: str) -> Any:
     try:
         parameter.process_value(ctx, found)
     except typer.BadParameter as error:
-        raise RecipeError(f"{where}: {error.message}, got {value!r}") from None
+        raise RecipeError(f"{where}: {error.message.rstrip('.')}, got {value!r}") from None
     return found
 
 
