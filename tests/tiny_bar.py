@@ -25,6 +25,18 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w2")
 
 
+def build_branch_with_chats(folder: Path) -> Path:
+    """An anchor, its untrained branch for math, and chats to train it on, in `folder`."""
+    build_tiny("olmo2", vocab_size=258).save_pretrained(folder / "anchor")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder / "anchor")
+    write_branch(plan_branch(BranchRecipe(str(folder / "anchor"), "math")), folder / "branch")
+    lines = [json.dumps({"prompt": f"{n}?", "completion": str(n)}) for n in range(20)]
+    (folder / "chat.jsonl").write_text("\n".join(lines))
+    return folder
+
+
 def train_branch(
     start: Path,
     out: Path,

@@ -1,16 +1,13 @@
-import json
 import shutil
 from dataclasses import replace
 
 import pytest
 
 from moegraft.bar.adapt import adapt
-from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
 from moegraft.bar.manifest import read_manifest, write_manifest
 from moegraft.bar.stages import AdaptRecipe, StageRecipe
 from moegraft.errors import OutputError, RecipeError, RunError
-from tiny_families import build_tiny
-from tiny_sweep import CHAT, byte_tokenizer
+from tiny_bar import build_branch_with_chats
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -18,15 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """An anchor, its branch and chats (read only)."""
-    folder = tmp_path_factory.mktemp("run")
-    build_tiny("olmo2", vocab_size=258).save_pretrained(folder / "anchor")
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder / "anchor")
-    write_branch(plan_branch(BranchRecipe(str(folder / "anchor"), "math")), folder / "branch")
-    lines = [json.dumps({"prompt": f"{n}?", "completion": str(n)}) for n in range(20)]
-    (folder / "chat.jsonl").write_text("\n".join(lines))
-    return folder
+    return build_branch_with_chats(tmp_path_factory.mktemp("run"))
 
 
 def _recipe(root, branch, steps=1, device="cpu"):

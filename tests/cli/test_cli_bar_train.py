@@ -2,9 +2,8 @@ import json
 
 import pytest
 
-from moegraft.bar.branch import BranchRecipe, plan_branch, write_branch
-from tiny_families import build_tiny, stored_tensors
-from tiny_sweep import CHAT, byte_tokenizer
+from tiny_bar import build_branch_with_chats
+from tiny_families import stored_tensors
 
 pytestmark = pytest.mark.filterwarnings(
     # transformers while training; none is ours to mend
@@ -16,15 +15,7 @@ QUICK = ("--set", "sft.steps=2", "--set", "sft.batch=2", "--set", "sft.length=32
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("train")
-    build_tiny("olmo2", vocab_size=258).save_pretrained(folder / "anchor")
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder / "anchor")
-    write_branch(plan_branch(BranchRecipe(str(folder / "anchor"), "math")), folder / "branch")
-    lines = [json.dumps({"prompt": f"{n}?", "completion": str(n)}) for n in range(20)]
-    (folder / "chat.jsonl").write_text("\n".join(lines))
-    return folder
+    return build_branch_with_chats(tmp_path_factory.mktemp("train"))
 
 
 def test_a_dry_run_tells_what_each_stage_opens(moegraft, root):
